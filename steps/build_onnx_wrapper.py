@@ -1,0 +1,116 @@
+"""build_onnx_wrapper: reads the snapshot of fetch_model; writes a Python model around onnxruntime-genai.
+
+onnxruntime-genai's builder makes the ONNX model in a process of its own, so that its memory is given back; the wrapper,
+`steps/wrappers/onnx_chat.py`, is logged as code. It is loaded once, to answer a question before the step counts as done.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import mlflow
+
+from steps.flow.command_line import execute
+from steps.flow.errors import StepError
+from steps.flow.logged_model import logged_folder, record_model
+from steps.flow.requirements import locked
+from steps.flow.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
+from steps.flow.snapshot import describe, digest, present
+from steps.flow.tracking import input_run, set_output, step_run
+from steps.wrappers import onnx_chat
+
+
+def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper) -> None:
+    """Write the ONNX model of the checkpoint in *snapshot* to the folder *output*, with genai_config.json and tokenizer.
+
+    Raises StepError with the builder's own last line when it fails, for example for an architecture that it lacks.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        source = mend_window(snapshot, Path(work) / "source")
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(output)]
+        command += ["-p", options.precision.value, "-e", options.execution_provider.value, "-c", str(Path(work) / "cache")]
+        command += ["--extra_options", *_extra_options(options)]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False)
+    mlflow.log_text(f"{' '.join(command)}\n\n{done.stdout}\n{done.stderr}", "builder.log")
+    if done.returncode != 0 or not (output / "model.onnx").is_file():
+        lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
+        msg = f"onnxruntime-genai's builder failed: {lines[-1]} (all it said is in the run's builder.log)"
+        raise StepError(msg)
+
+
+def mend_window(snapshot: Path, folder: Path) -> Path:
+    """Return *folder*, made with links to the files of *snapshot* and a config.json from which the builder exports right.
+
+    The builder learns from `layer_types` which layers have a sliding window. Phi-3's and Mistral's configurations lack it,
+    and the export would attend to everything, without a word; so it is written out.
+    """
+    folder.mkdir(parents=True)
+    for path in snapshot.iterdir():
+        (folder / path.name).symlink_to(path.resolve())
+    config = json.loads((snapshot / "config.json").read_text())
+    windowed = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
+    if windowed and "layer_types" not in config:
+        config["layer_types"] = ["sliding_attention"] * config["num_hidden_layers"]
+        (folder / "config.json").unlink()
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return folder
+
+
+def _extra_options(options: BuildOnnxWrapper) -> list[str]:
+    # A cache of the window's size alone crashes past twice the window; the mask is in the attention operator anyway.
+    extra = ["hf_token=false", "windowed_kv_cache=false"]
+    if options.precision.value in ("int4", "int8"):
+        extra += [f"block_size={options.block_size}", f"accuracy_level={options.accuracy_level}"]
+    return extra
+
+
+def log_wrapper(folder: Path, model_name: str, question: str, options: BuildOnnxWrapper) -> str:
+    """Log the ONNX model in *folder* with its wrapper on the active run; return its `models:/` URI."""
+    chat = options.interface is Interface.chat
+    runtime = "onnxruntime-genai-cuda" if options.execution_provider is ExecutionProvider.cuda else "onnxruntime-genai"
+    version = locked("onnxruntime-genai")[0].partition("==")[2]
+    info = mlflow.pyfunc.log_model(
+        name="onnx",
+        python_model=onnx_chat.__file__,
+        artifacts={"onnx": str(folder)},
+        model_config={"interface": options.interface.value, "model_name": model_name, "max_tokens": options.max_tokens},
+        signature=onnx_chat.chat_signature() if chat else onnx_chat.prompt_signature(),
+        pip_requirements=[f"{runtime}=={version}", *locked("mlflow", "tokenizers", "jinja2", "numpy", "pandas")],
+    )
+    return str(info.model_uri)
+
+
+def ask(folder: Path, question: str, options: BuildOnnxWrapper) -> str:
+    """Load the wrapper in *folder* as a user would, and return its answer. Raises StepError when it gives none."""
+    model = mlflow.pyfunc.load_model(str(folder))
+    if options.interface is Interface.chat:
+        answer = model.predict({"messages": [{"role": "user", "content": question}]})[0]["choices"][0]["message"]["content"]
+    else:
+        answer = model.predict({"prompt": question})[0]
+    if not isinstance(answer, str) or not answer.strip():
+        msg = f"the logged ONNX wrapper answers {question!r} with {answer!r}: try another precision or block size"
+        raise StepError(msg)
+    return answer
+
+
+def main(config: Config, _overrides: list[str]) -> None:
+    """Build and wrap the snapshot of `fetch_run_id`, and see it answer."""
+    with step_run("build_onnx_wrapper", config):
+        options = config.build_onnx_wrapper
+        with present(input_run("fetch_run_id", config)) as (_manifest, snapshot), tempfile.TemporaryDirectory() as work:
+            onnx = Path(work) / "onnx"
+            build_onnx(snapshot, onnx, options)
+            mlflow.set_tag("onnx.sha256", digest(describe(sorted(onnx.iterdir()), onnx)))
+            uri = log_wrapper(onnx, config.model.name, config.question, options)
+        with logged_folder(uri) as folder:
+            record_model(uri, folder)
+            if options.execution_provider is ExecutionProvider.cpu:
+                mlflow.log_dict({"question": config.question, "answer": ask(folder, config.question, options)}, "answer.json")
+        set_output("model_uri", uri)
+
+
+if __name__ == "__main__":
+    execute("build_onnx_wrapper", main)

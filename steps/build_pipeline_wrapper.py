@@ -1,0 +1,65 @@
+"""build_pipeline_wrapper: reads the snapshot of fetch_model; writes a model of MLflow's transformers flavour.
+
+Task llm/v1/chat: Chat Completions in and out. It is logged by path, so that the weights are copied and never loaded for it,
+and loaded once afterwards, to answer a question before the step counts as done.
+"""
+
+from pathlib import Path
+
+import mlflow
+from huggingface_hub import ModelCard
+
+from steps.flow.command_line import execute
+from steps.flow.errors import StepError
+from steps.flow.logged_model import logged_folder, record_model
+from steps.flow.requirements import locked
+from steps.flow.schema import BuildPipelineWrapper, Config
+from steps.flow.snapshot import present
+from steps.flow.tracking import input_run, set_output, step_run
+
+
+def log_pipeline(folder: Path, question: str, options: BuildPipelineWrapper) -> str:
+    """Log the checkpoint in *folder* as a chat model on the active run; return its `models:/` URI."""
+    card = folder / "README.md"
+    info = mlflow.transformers.log_model(
+        str(folder),
+        name="pipeline",
+        task="llm/v1/chat",
+        torch_dtype=None if options.dtype == "auto" else options.dtype,
+        model_config={"max_new_tokens": options.max_new_tokens, "do_sample": False},
+        input_example=chat_request(question),
+        pip_requirements=locked("mlflow", "transformers", "torch", "tokenizers", "huggingface-hub", "jinja2", "psutil"),
+        # Given, even if empty: MLflow would ask the hub for one otherwise.
+        model_card=ModelCard.load(card) if card.is_file() else ModelCard("---\n{}\n---\n"),
+    )
+    return str(info.model_uri)
+
+
+def chat_request(question: str) -> dict[str, object]:
+    """Return the Chat Completions request that asks *question*."""
+    return {"messages": [{"role": "user", "content": question}]}
+
+
+def ask(folder: Path, question: str) -> str:
+    """Load the chat model in *folder* as a user would, and return its answer. Raises StepError when it gives none."""
+    response = mlflow.pyfunc.load_model(str(folder)).predict(chat_request(question))
+    answer = response[0]["choices"][0]["message"]["content"]
+    if not isinstance(answer, str) or not answer.strip():
+        msg = f"the logged pipeline answers {question!r} with {answer!r}: check the snapshot's chat template and weights"
+        raise StepError(msg)
+    return answer
+
+
+def main(config: Config, _overrides: list[str]) -> None:
+    """Wrap the snapshot of `fetch_run_id`, and see it answer."""
+    with step_run("build_pipeline_wrapper", config):
+        with present(input_run("fetch_run_id", config)) as (_manifest, snapshot):
+            uri = log_pipeline(snapshot, config.question, config.build_pipeline_wrapper)
+        with logged_folder(uri) as folder:
+            record_model(uri, folder)
+            mlflow.log_dict({"question": config.question, "answer": ask(folder, config.question)}, "answer.json")
+        set_output("model_uri", uri)
+
+
+if __name__ == "__main__":
+    execute("build_pipeline_wrapper", main)

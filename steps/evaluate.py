@@ -1,0 +1,152 @@
+"""evaluate: reads the two logged models; writes metrics, `predictions.jsonl`, `gates.json`, plots and `report.html`.
+
+Both are loaded as a user would load them, asked the same questions, scored, and judged by `evaluate.gates`. The run fails,
+and with it the chain, when a gate does not pass.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Run
+
+from steps.evaluation import plots
+from steps.evaluation.asking import Asked, Predict, ask, progress
+from steps.evaluation.gates import PASSED, judge, overall, read_gates, write_gates
+from steps.evaluation.metrics import measure
+from steps.evaluation.predictions import Prediction, score, write_predictions
+from steps.evaluation.report import metric_rows, write_report
+from steps.evaluation.tasks import Example, read_task
+from steps.flow.command_line import execute
+from steps.flow.errors import StepError
+from steps.flow.logged_model import checked_model
+from steps.flow.schema import CANDIDATES, REFERENCE, Config, project_path
+from steps.flow.tracking import input_run, set_output, step_run
+
+REPORT, GATES, SUMMARY = "report.html", "gates.json", "summary.txt"
+
+IN_SUMMARY = ("task.accuracy", "task.agreement", "cost.answers_per_second", "cost.first_answer_seconds", "cost.size_bytes")
+"""The metrics that the terminal shows; the report has all."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate's answers, and what loading it cost: seconds, and bytes on disk."""
+
+    asked: Asked
+    load_seconds: float
+    size_bytes: int
+
+
+def measure_candidate(name: str, folder: Path, examples: list[Example], max_tokens: int) -> Measured:
+    """Load the model in *folder* and ask it *examples*; the time to a first answer includes nothing of the loading."""
+    started = time.perf_counter()
+    predict = chat_with(mlflow.pyfunc.load_model(str(folder)))
+    load_seconds = time.perf_counter() - started
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Measured(ask(predict, examples, {"max_tokens": max_tokens}, on_answer=progress(name)), load_seconds, size)
+
+
+def chat_with(model: mlflow.pyfunc.PyFuncModel) -> Predict:
+    """Return *model* as a function from a Chat Completions request to its response, whichever interface it has."""
+    names = model.metadata.get_input_schema().input_names()
+    if names == ["prompt"]:
+        return model.unwrap_python_model().chat
+
+    def predict(request: dict[str, Any]) -> Mapping[str, Any]:
+        responses = model.predict(request)
+        response: Mapping[str, Any] = responses[0]
+        return response
+
+    return predict
+
+
+def write_results(
+    folder: Path, predictions: list[Prediction], metrics: dict[str, float], config: Config, provenance: dict[str, str]
+) -> tuple[str, list[str]]:
+    """Write predictions, gates, plots and report to *folder*; return the verdict, and the reason of each gate not passed."""
+    verdicts = judge(metrics, read_gates(config.evaluate.gates))
+    figures = plots.draw(predictions, metrics)
+    write_predictions(folder / "predictions.jsonl", predictions)
+    write_gates(folder / GATES, verdicts)
+    (folder / "plots").mkdir()
+    plots.save(figures, folder / "plots")
+    write_report(
+        folder / REPORT,
+        title=f"{config.model.name}: onnx measured against pipeline",
+        predictions=predictions,
+        metrics=metrics,
+        verdicts=verdicts,
+        figures=figures,
+        reference=REFERENCE,
+        measured={
+            "Task": config.evaluate.task,
+            "Examples": len(predictions),
+            "Longest answer": f"{config.evaluate.max_tokens} tokens, greedy",
+            "Order": "one candidate after the other in one process, one question at a time; one warm-up not counted",
+        },
+        provenance=provenance,
+    )
+    (folder / SUMMARY).write_text(summary(metrics), encoding="utf-8")
+    return overall(verdicts), [verdict.reason for verdict in verdicts if verdict.verdict != PASSED]
+
+
+def summary(metrics: Mapping[str, float]) -> str:
+    """Return the metrics that matter most as a table of plain text, candidates side by side."""
+    lines = [f"{'':<34}" + "".join(f"{name:>14}" for name in CANDIDATES)]
+    for row in metric_rows(metrics, list(CANDIDATES)):
+        if row.name in IN_SUMMARY:
+            lines.append(f"{row.meaning.label:<34}" + "".join(f"{cell.text if cell else '':>14}" for cell in row.cells))
+    return "\n".join(lines) + "\n"
+
+
+def main(config: Config, _overrides: list[str]) -> None:
+    """Measure the models of `pipeline_run_id` and `onnx_run_id` against each other, and judge them."""
+    with step_run("evaluate", config) as run, ExitStack() as stack:
+        runs = {name: input_run(key, config) for name, key in CANDIDATES.items()}
+        models = {name: stack.enter_context(checked_model(built)) for name, built in runs.items()}
+        try:
+            examples = read_task(project_path(config.evaluate.task))[: config.evaluate.limit]
+        except ValueError as error:
+            raise StepError(str(error)) from error
+        measured = {name: measure_candidate(name, folder, examples, config.evaluate.max_tokens) for name, (_uri, folder) in models.items()}
+        predictions = score(examples, {name: result.asked.answers for name, result in measured.items()})
+        metrics = measure(predictions, REFERENCE, config.seed, also=loading_costs(measured))
+        mlflow.log_metrics(metrics)
+        with tempfile.TemporaryDirectory() as work:
+            verdict, reasons = write_results(Path(work), predictions, metrics, config, provenance(runs, models, run.data.tags))
+            mlflow.log_artifacts(work)
+        mlflow.set_tag("verdict", verdict)
+        if verdict != PASSED:
+            msg = f"{'; '.join(reasons) or 'no gates'}; see {GATES} and {REPORT} of run {run.info.run_id}"
+            raise StepError(msg)
+        for name, file in {"gates": GATES, "report": REPORT, "summary": SUMMARY}.items():
+            set_output(name, f"runs:/{run.info.run_id}/{file}")
+
+
+def loading_costs(measured: Mapping[str, Measured]) -> dict[str, float]:
+    """Return, by full metric name, what is measured outside the answers."""
+    return {
+        f"{name}.cost.{figure}": value
+        for name, result in measured.items()
+        for figure, value in {
+            "load_seconds": result.load_seconds,
+            "first_answer_seconds": result.asked.first_answer_seconds,
+            "size_bytes": float(result.size_bytes),
+        }.items()
+    }
+
+
+def provenance(runs: Mapping[str, Run], models: Mapping[str, tuple[str, Path]], own: Mapping[str, str]) -> dict[str, str]:
+    """Return what the report says of where its figures come from."""
+    facts = {f"{name} model": f"{models[name][0]} (run {built.info.run_id})" for name, built in runs.items()}
+    return facts
+
+
+if __name__ == "__main__":
+    execute("evaluate", main)

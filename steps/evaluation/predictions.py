@@ -1,0 +1,67 @@
+"""Put the candidates' answers to each example side by side, scored."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from steps.evaluation.asking import Answer
+from steps.evaluation.scoring import SCORERS, normalise
+from steps.evaluation.tasks import Example
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One example with the answer of every candidate by name, and whether it is right."""
+
+    example: Example
+    answers: dict[str, Answer]
+    right: dict[str, bool]
+
+    def agree(self, one: str, other: str) -> bool:
+        """Return whether both candidates answered, and the same after normalising."""
+        a, b = self.answers[one], self.answers[other]
+        return a.answered and b.answered and normalise(a.text) == normalise(b.text)
+
+
+def score(examples: Sequence[Example], answers: Mapping[str, Sequence[Answer]]) -> list[Prediction]:
+    """Return a prediction for each example from every candidate's *answers*; what is not answered is wrong.
+
+    Raises ValueError when a candidate's answers are not those to *examples*, in their order.
+    """
+    for candidate, given in answers.items():
+        if [answer.example_id for answer in given] != [example.id for example in examples]:
+            fact = f"the {len(given)} answers of {candidate} do not belong to the {len(examples)} examples"
+            msg = f"{fact}; ask again"
+            raise ValueError(msg)
+    predictions = []
+    for position, example in enumerate(examples):
+        here = {candidate: given[position] for candidate, given in answers.items()}
+        scorer = SCORERS[example.scorer]
+        right = {name: a.answered and scorer(a.text, example.reference) for name, a in here.items()}
+        predictions.append(Prediction(example, here, right))
+    return predictions
+
+
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Write one JSON object a line and example to *path*: the example, and each candidate's answer."""
+    with path.open("w", encoding="utf-8") as lines:
+        for prediction in predictions:
+            example = prediction.example
+            record = {
+                "id": example.id,
+                "messages": example.messages,
+                "reference": example.reference,
+                "scorer": example.scorer,
+                "answers": {
+                    candidate: {
+                        "text": answer.text,
+                        "right": prediction.right[candidate],
+                        "completion_tokens": answer.completion_tokens,
+                        "seconds": answer.seconds,
+                        "error": answer.error,
+                    }
+                    for candidate, answer in prediction.answers.items()
+                },
+            }
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,0 +1,183 @@
+"""Write the evaluation as one HTML file for people: the verdict first, then what it rests on.
+
+The file needs no network and runs no script, so it also opens in MLflow's artifact view, which forbids both.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from steps.evaluation.gates import FAILED, INCONCLUSIVE, PASSED, Verdict, overall
+from steps.evaluation.metrics import MEANINGS, Meaning, show
+from steps.evaluation.plots import COLOURS, inline_svg
+from steps.evaluation.predictions import Prediction
+
+SHOWN = 25
+"""So many examples are shown; all of them are in predictions.jsonl."""
+
+HEADLINES = ("task.accuracy", "cost.seconds_p50", "cost.size_bytes")
+
+CAPTIONS = {
+    "accuracy": "Right answers. The bar is where the true share lies with 95 % confidence.",
+    "latency": "Time for an answer. A curve further left is faster; a flat end means a few slow answers.",
+}
+
+VERDICTS = {
+    PASSED: ("Passed", "Every gate is kept."),
+    FAILED: ("Failed", "At least one gate is broken, so nothing is registered."),
+    INCONCLUSIVE: ("Inconclusive", "The figures cannot decide, so nothing is registered."),
+}
+
+OUTCOMES = {
+    "lost": "Only the reference is right",
+    "wrong": "No candidate is right",
+    "gained": "The reference is wrong",
+    "differ": "All right, in different words",
+}
+"""Why an example is shown, the most telling first."""
+
+
+AREAS = {"task": "Task", "integrity": "Integrity", "cost": "Cost"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure as text, and its interval, which may be empty."""
+
+    text: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A metric by name, with every candidate's cell; None where it was not measured."""
+
+    name: str
+    meaning: Meaning
+    cells: list[Cell | None]
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    predictions: Sequence[Prediction],
+    metrics: Mapping[str, float],
+    verdicts: Sequence[Verdict],
+    figures: Mapping[str, Figure],
+    reference: str,
+    measured: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write the report to *path*.
+
+    *measured* says how it was measured (threads, options) and *provenance* what (commits, URIs), as labels
+    and values. Any text, theirs or a candidate's, is shown as it is and never read as HTML.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    candidates = list(predictions[0].answers)
+    notable = notable_examples(predictions, reference)
+    page = environment.get_template("report.html.jinja").render(
+        title=title,
+        reference=reference,
+        candidates=candidates,
+        colours={name: COLOURS[position % len(COLOURS)] for position, name in enumerate(candidates)},
+        examples=len(predictions),
+        overall=overall(verdicts),
+        headline=VERDICTS[overall(verdicts)],
+        verdicts=verdicts,
+        unkept=[verdict for verdict in verdicts if verdict.verdict != PASSED],
+        gate_cell=gate_cell,
+        limits=limits,
+        headlines=[row for row in metric_rows(metrics, candidates) if row.name in HEADLINES],
+        areas=_by_area(metric_rows(metrics, candidates)),
+        figures=[
+            (name, Markup(inline_svg(figure)), CAPTIONS.get(name, name)) for name, figure in figures.items()
+        ],
+        notable=notable[:SHOWN],
+        notable_total=len(notable),
+        outcomes=OUTCOMES,
+        show=show,
+        measured=measured,
+        provenance=provenance,
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def metric_rows(metrics: Mapping[str, float], candidates: Sequence[str]) -> list[Row]:
+    """Return a row for each metric of *candidates*: those of `MEANINGS` in its order, then the others."""
+    found = {name.partition(".")[2] for name in metrics if name.partition(".")[0] in candidates}
+    bounds = {name + end for name in found for end in ("_low", "_high")}
+    names = [name for name in MEANINGS if name in found] + sorted(found - bounds - MEANINGS.keys())
+    return [
+        Row(name, _meaning(name), [_cell(metrics, f"{candidate}.{name}") for candidate in candidates])
+        for name in names
+    ]
+
+
+def notable_examples(predictions: Sequence[Prediction], reference: str) -> list[tuple[str, Prediction]]:
+    """Return the predictions with wrong or different answers, with their outcome, most telling first."""
+    found = [(_outcome(prediction, reference), prediction) for prediction in predictions]
+    order = list(OUTCOMES)
+    return sorted(((why, p) for why, p in found if why), key=lambda pair: order.index(pair[0]))
+
+
+def gate_cell(verdict: Verdict) -> Cell:
+    """Return the figure that a gate judged, with its interval if the gate uses it."""
+    figures = {"": verdict.figure}
+    if verdict.use == "interval":
+        figures |= {"_low": verdict.low, "_high": verdict.high}
+    metrics = {verdict.metric + end: value for end, value in figures.items() if value is not None}
+    return _cell(metrics, verdict.metric) or Cell("none", "")
+
+
+def limits(verdict: Verdict) -> str:
+    """Return a gate's limits in words."""
+    unit = _meaning(verdict.metric.partition(".")[2]).unit
+    pairs = (("at least", verdict.min), ("at most", verdict.max))
+    return ", ".join(f"{words} {show(limit, unit)}" for words, limit in pairs if limit is not None)
+
+
+def _cell(metrics: Mapping[str, float], metric: str) -> Cell | None:
+    """Return *metric* (a full name) with its interval if it has one, or None when it was not measured."""
+    if metric not in metrics:
+        return None
+    unit = _meaning(metric.partition(".")[2]).unit
+    low, high = metrics.get(f"{metric}_low"), metrics.get(f"{metric}_high")
+    interval = "" if low is None or high is None else f"{show(low, unit)} to {show(high, unit)}"
+    return Cell(show(metrics[metric], unit), interval)
+
+
+def _meaning(name: str) -> Meaning:
+    """Return what the metric `<area>.<name>` means; an unknown one is called by its name."""
+    return MEANINGS.get(name, Meaning(name, ""))
+
+
+def _by_area(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return *rows* by the title of their area, in the order in which areas come up."""
+    areas: dict[str, list[Row]] = {}
+    for row in rows:
+        area = row.name.partition(".")[0]
+        areas.setdefault(AREAS.get(area, area), []).append(row)
+    return areas
+
+
+def _outcome(prediction: Prediction, reference: str) -> str | None:
+    """Return the key of `OUTCOMES` that says why *prediction* is worth a look, or None."""
+    others = [right for name, right in prediction.right.items() if name != reference]
+    if prediction.right[reference]:
+        if not all(others):
+            return "lost"
+        return None if all(prediction.agree(reference, name) for name in prediction.answers) else "differ"
+    return "gained" if any(others) else "wrong"

@@ -1,0 +1,1 @@
+"""How a step becomes a run: configuration, launch, hand-over, provenance."""

@@ -1,0 +1,58 @@
+"""What to tell a user whose override cannot be used: the key, the value, and the nearest valid one."""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+
+
+def advise(error: Exception, overrides: list[str], defaults: DictConfig, conf: Path) -> str:
+    """Return one line that explains *error*, raised when *overrides* were composed over *defaults*."""
+    groups = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in conf.iterdir() if folder.is_dir()}
+    keys = [*_keys(defaults), *groups]
+    for override in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except HydraException:
+            return f"{override} is not an override: write KEY=VALUE, and quote a value with special characters as KEY='VALUE'"
+        key, value = parsed.key_or_group, override.partition("=")[2]
+        if parsed.is_sweep_override():
+            return f"{override} gives several values: quote it ({key}='{value}') for one text, or use -e sweep to try each"
+        if key in groups and value not in groups[key]:
+            return f"unknown {key}={value}{_nearest(value, groups[key])}; there are {', '.join(groups[key])}"
+        if not parsed.is_add() and key not in keys:
+            return f"unknown key {key}={value}{_nearest(key, keys)}; a new key needs -P overrides=\"+{key}=...\""
+    if isinstance(error, MissingConfigException):
+        return _first_line(error)
+    return _explain_value(error, overrides)
+
+
+def _explain_value(error: Exception, overrides: list[str]) -> str:
+    """Return a line for a value that its key cannot take."""
+    cause: BaseException = error.__cause__ or error
+    key = getattr(cause, "full_key", None) or ""
+    given = next((override for override in reversed(overrides) if override.partition("=")[0].lstrip("+~") == key), key)
+    fact = _first_line(cause)
+    return f"{given} cannot be used: {fact}" if given else fact
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield every key of *config*, dotted."""
+    for key in config:
+        yield f"{prefix}{key}"
+        if OmegaConf.is_dict(config) and not OmegaConf.is_missing(config, key) and OmegaConf.is_dict(config._get_node(key)):
+            child = config._get_node(key)
+            if child is not None and not child._is_none():
+                yield from _keys(child, f"{prefix}{key}.")

@@ -1,0 +1,39 @@
+"""Which code, which lock, which machine: what it takes to tell where a run came from."""
+
+import hashlib
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+
+from steps.flow.schema import ROOT
+
+PACKAGES = ("mlflow", "hydra-core", "transformers", "torch", "onnxruntime-genai", "onnxruntime", "huggingface-hub")
+
+
+def provenance_tags(seed: int) -> dict[str, str]:
+    """Return the tags that every run carries: commit, uncommitted changes, lock, versions, platform, seed."""
+    tags = {
+        "code.commit": _git("rev-parse", "HEAD") or "unknown",
+        "code.dirty": "unknown" if (changes := _git("status", "--porcelain")) is None else str(bool(changes)).lower(),
+        "lock.sha256": hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "seed": str(seed),
+    }
+    return tags | {f"version.{name}": _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git says of the project, or None where there is no repository or no git."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

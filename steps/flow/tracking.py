@@ -1,0 +1,130 @@
+"""Runs: where they are stored, how a step opens its own, and how it finds the runs it builds on."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import psutil
+from mlflow import ActiveRun, MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from omegaconf import OmegaConf
+
+from steps.flow.errors import StepError
+from steps.flow.provenance import provenance_tags
+from steps.flow.schema import INPUTS, Config
+
+OUTPUT = "output."
+"""The prefix of the tags by which a step hands over what it made: `output.<name>` holds a URI."""
+
+RELATIVE_SQLITE = "sqlite:///"
+
+
+def settle_store() -> None:
+    """Make a relative `sqlite:///x.db` absolute, for this process and all it starts.
+
+    `mlflow run <git URL>` runs in a clone: there the same relative URI names another, empty database. It is relative to
+    the folder in which `mlflow run` was typed, that is, to that of a process above this one.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    path = uri.removeprefix(RELATIVE_SQLITE)
+    if path == uri or path.startswith("/"):
+        return
+    here = Path.cwd()
+    folder = next((f for f in _folders_above() if _has_run(f / path, os.environ.get("MLFLOW_RUN_ID"))), here)
+    os.environ["MLFLOW_TRACKING_URI"] = f"{RELATIVE_SQLITE}{(folder / path).resolve()}"
+
+
+def _folders_above() -> Iterator[Path]:
+    """Yield the working folders of this process and of those above it."""
+    for process in [psutil.Process(), *psutil.Process().parents()]:
+        try:
+            yield Path(process.cwd())
+        except psutil.Error:
+            return
+
+
+def _has_run(database: Path, run_id: str | None) -> bool:
+    if not database.is_file():
+        return False
+    if run_id is None:
+        return True
+    try:
+        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+            return connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone() is not None
+    except sqlite3.Error:
+        return False
+
+
+@contextmanager
+def step_run(step: str, config: Config) -> Iterator[ActiveRun]:
+    """Open the run of *step*: the one that MLflow made for this process, or a new one.
+
+    Its status follows the body: FINISHED, FAILED after an error, KILLED after a signal.
+    """
+    run = mlflow.start_run(run_name=step)
+    status = "FAILED"
+    try:
+        mlflow.set_tags({"mlflow.runName": step, "step": step, **provenance_tags(config.seed)})
+        log_new_params(run, config, [step] if step in config.__dataclass_fields__ else None)
+        yield run
+        status = "FINISHED"
+    except (SystemExit, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        mlflow.end_run(status)
+
+
+def log_new_params(run: ActiveRun, config: Config, sections: list[str] | None) -> None:
+    """Log *config*, or its *sections* alone, as parameters.
+
+    MLflow has logged what came by -P already, quoted for a shell, and a parameter cannot change: those stay.
+    """
+    logged = set(MlflowClient().get_run(run.info.run_id).data.params)
+    tree = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(tree, dict)
+    flat = _flatten({key: value for key, value in tree.items() if sections is None or key in sections})
+    mlflow.log_params({key: value for key, value in flat.items() if key not in logged and value is not None})
+
+
+def _flatten(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def set_output(name: str, value: str) -> None:
+    """Hand over *value* under *name*. Call it last: a tag says that what it names is complete."""
+    mlflow.set_tag(f"{OUTPUT}{name}", value)
+
+
+def outputs(run: Run) -> dict[str, str]:
+    """Return what *run* handed over, by name."""
+    return {key.removeprefix(OUTPUT): value for key, value in run.data.tags.items() if key.startswith(OUTPUT)}
+
+
+def input_run(key: str, config: Config) -> Run:
+    """Return the FINISHED run that the configuration's *key*, one of INPUTS, names, and tag the active run with it.
+
+    Raises StepError when it names none.
+    """
+    step, run_id = INPUTS[key], getattr(config, key)
+    if not run_id:
+        msg = f"no {key}: name a finished run of {step} with -P {key}=<run id>"
+        raise StepError(msg)
+    try:
+        run = MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        msg = f"{key}={run_id} is not a run in {mlflow.get_tracking_uri()}: name a finished run of {step}"
+        raise StepError(msg) from error
+    made_by = run.data.tags.get("step")
+    if made_by != step or run.info.status != "FINISHED":
+        msg = f"{key}={run_id} is a {run.info.status} run of {made_by}: name a FINISHED run of {step}"
+        raise StepError(msg)
+    mlflow.set_tag(key, run_id)
+    return run

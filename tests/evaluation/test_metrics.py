@@ -1,0 +1,80 @@
+import pytest
+
+from steps.evaluation.asking import Answer
+from steps.evaluation.metrics import MEANINGS, measure, show
+from steps.evaluation.predictions import Prediction, score
+from steps.evaluation.tasks import Example
+
+
+@pytest.fixture
+def metrics(predictions: list[Prediction]) -> dict[str, float]:
+    return measure(predictions, "pipeline", 0, {"pipeline.cost.size_bytes": 8e6, "onnx.cost.size_bytes": 2e6})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("pipeline.task.accuracy", 0.8),
+        ("onnx.task.accuracy", 0.7),
+        ("onnx.task.accuracy_stderr", (0.7 * 0.3 / 10) ** 0.5),
+        ("onnx.task.examples", 10),
+        ("onnx.task.difference", -0.1),
+        ("onnx.task.lost", 2),  # 0 wrong, 1 an error
+        ("onnx.task.gained", 1),  # 8
+        ("onnx.task.agreement", 0.6),  # all but 0, 1, 8 and 9
+        ("onnx.integrity.answered", 0.9),
+        ("onnx.integrity.errors", 1),
+        ("onnx.cost.seconds_p50", 1.0),  # the error's 9 s are not the time of an answer
+        ("onnx.cost.seconds_p50_ratio", 0.5),
+        ("onnx.cost.answers_per_second", 1.0),
+        ("pipeline.cost.tokens_per_second", 2.0),  # 4 tokens in 2 s
+        ("onnx.cost.size_bytes_ratio", 0.25),
+    ],
+)
+def test_each_figure_is_what_one_computes_by_hand(metrics: dict[str, float], name: str, value: float) -> None:
+    assert metrics[name] == pytest.approx(value)
+
+
+def test_only_the_build_is_compared_with_the_reference(metrics: dict[str, float]) -> None:
+    compared = {name.partition(".")[2] for name in metrics if name.startswith("onnx.")}
+    alone = {name.partition(".")[2] for name in metrics if name.startswith("pipeline.")}
+
+    assert compared - alone == {
+        *(f"task.{name}{end}" for name in ("difference", "agreement") for end in ("", "_low", "_high")),
+        *("task.lost", "task.gained", "cost.seconds_p50_ratio", "cost.size_bytes_ratio"),
+    }
+
+
+def test_a_candidate_that_answers_nothing_has_no_speed(examples: list[Example]) -> None:
+    broken = [Answer(example.id, "", None, 0.001, "RuntimeError: broken") for example in examples]
+    good = [Answer(example.id, example.reference, None, 1.0) for example in examples]
+
+    metrics = measure(score(examples, {"pipeline": good, "onnx": broken}), "pipeline", 0)
+
+    assert metrics["onnx.task.accuracy"] == 0
+    assert not [name for name in metrics if name.startswith("onnx.cost")]
+    assert "pipeline.cost.tokens_per_second" not in metrics  # the response counted no tokens
+
+
+def test_every_metric_has_a_meaning_for_people(metrics: dict[str, float]) -> None:
+    names = {name.partition(".")[2].removesuffix("_low").removesuffix("_high") for name in metrics}
+
+    assert names <= MEANINGS.keys()
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.9788, "share", "97.9 %"),
+        (-0.021, "points", "−2.1 pp"),
+        (1234, "count", "1,234"),
+        (0.00456, "seconds", "4.56 ms"),
+        (2.0, "seconds", "2 s"),
+        (2.37e9, "bytes", "2.37 GB"),
+        (0.415, "ratio", "0.41 ×"),
+        (0.123456789, "", "0.123457"),
+        (float("nan"), "share", "nan"),
+    ],
+)
+def test_a_figure_is_shown_in_its_unit(value: float, unit: str, text: str) -> None:
+    assert show(value, unit).replace("\u00a0", " ") == text
