@@ -114,13 +114,19 @@ def refuse_new_signature(name: str, folder: Path) -> None:
         raise StepError(msg)
 
 
-def version_of(name: str, model_uri: str, tags: dict[str, str]) -> ModelVersion:
+def version_of(name: str, model_uri: str, tags: dict[str, str], card: str) -> ModelVersion:
     """Return the version of *name* with the content of *tags*: the one that is there, or a new one for *model_uri*."""
     client = MlflowClient()
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
     for version in client.search_model_versions(f"name='{name}'"):
         if client.get_model_version(name, version.version).tags.get(CONTENT) == tags[CONTENT]:
             return version
-    return mlflow.register_model(model_uri, name, tags=tags)
+    model_id = model_uri.removeprefix("models:/")
+    return client.create_model_version(name, model_uri, tags["build.run_id"], tags, description=card, model_id=model_id)
 
 
 def version_with_alias(name: str, alias: str) -> ModelVersion | None:
@@ -156,9 +162,9 @@ def main(config: Config, _overrides: list[str]) -> None:
             fetch = client.get_run(built.data.tags["fetch_run_id"])
             manifest = Manifest.from_json(mlflow.artifacts.load_text(f"{fetch.info.artifact_uri}/{MANIFEST}"))
             tags = version_tags(candidate, built, evaluate, manifest, gates)
+            card = description(name, tags, evaluate.data.metrics, config.question)
             with checked_model(built) as (uri, _folder):
-                version = version_of(name, uri, tags)
-            client.update_model_version(name, version.version, description(name, tags, evaluate.data.metrics, config.question))
+                version = version_of(name, uri, tags, card)
             versions[candidate] = str(version.version)
         aliases = set_aliases(name, versions[BUILD], promote=config.register.promote)
         mlflow.log_dict({"name": name, "versions": versions, "aliases": aliases}, "registered.json")
