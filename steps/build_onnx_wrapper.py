@@ -1,7 +1,7 @@
 """build_onnx_wrapper: reads the snapshot of fetch_model; writes a Python model around onnxruntime-genai.
 
-onnxruntime-genai's builder makes the ONNX model in a process of its own, so that its memory is given back; the wrapper,
-`steps/wrappers/onnx_chat.py`, is logged as code. It is loaded once, to answer a question before the step counts as done.
+onnxruntime-genai's builder makes the ONNX model in a process of its own, so that its memory is given back. The
+wrapper, `steps/wrappers/onnx_chat.py`, is logged as code, then loaded to answer a question before the step is done.
 """
 
 import json
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import mlflow
 
@@ -24,16 +25,33 @@ from steps.wrappers import onnx_chat
 
 
 def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper) -> None:
-    """Write the ONNX model of the checkpoint in *snapshot* to the folder *output*, with genai_config.json and tokenizer.
+    """Write the ONNX model of the checkpoint in *snapshot* to *output*, with genai_config.json and tokenizer.
 
     Raises StepError with the builder's own last line when it fails, for example for an architecture that it lacks.
     """
     with tempfile.TemporaryDirectory() as work:
         source = mend_window(snapshot, Path(work) / "source")
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(output)]
-        command += ["-p", options.precision.value, "-e", options.execution_provider.value, "-c", str(Path(work) / "cache")]
+        command = [
+            sys.executable,
+            "-m",
+            "onnxruntime_genai.models.builder",
+            "-i",
+            str(source),
+            "-o",
+            str(output),
+        ]
+        command += [
+            "-p",
+            options.precision.value,
+            "-e",
+            options.execution_provider.value,
+            "-c",
+            str(Path(work) / "cache"),
+        ]
         command += ["--extra_options", *_extra_options(options)]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False
+        )
     mlflow.log_text(f"{' '.join(command)}\n\n{done.stdout}\n{done.stderr}", "builder.log")
     if done.returncode != 0 or not (output / "model.onnx").is_file():
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
@@ -42,10 +60,10 @@ def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper) -> None:
 
 
 def mend_window(snapshot: Path, folder: Path) -> Path:
-    """Return *folder*, made with links to the files of *snapshot* and a config.json from which the builder exports right.
+    """Return *folder*, made with links to *snapshot*'s files and a config.json from which the builder exports right.
 
-    The builder learns from `layer_types` which layers have a sliding window. Phi-3's and Mistral's configurations lack it,
-    and the export would attend to everything, without a word; so it is written out.
+    The builder learns from `layer_types` which layers have a sliding window. Phi-3's and Mistral's configurations
+    lack it, and the export would attend to everything, without a word; so it is written out.
     """
     folder.mkdir(parents=True)
     for path in snapshot.iterdir():
@@ -76,20 +94,32 @@ def log_wrapper(folder: Path, model_name: str, question: str, options: BuildOnnx
         name="onnx",
         python_model=onnx_chat.__file__,
         artifacts={"onnx": str(folder)},
-        model_config={"interface": options.interface.value, "model_name": model_name, "max_tokens": options.max_tokens},
+        model_config={
+            "interface": options.interface.value,
+            "model_name": model_name,
+            "max_tokens": options.max_tokens,
+        },
         signature=onnx_chat.chat_signature() if chat else onnx_chat.prompt_signature(),
-        pip_requirements=[f"{runtime}=={version}", *locked("mlflow", "tokenizers", "jinja2", "numpy", "pandas")],
+        input_example=example_input(question, options),
+        pip_requirements=[
+            f"{runtime}=={version}",
+            *locked("mlflow", "tokenizers", "jinja2", "numpy", "pandas"),
+        ],
     )
     return str(info.model_uri)
 
 
+def example_input(question: str, options: BuildOnnxWrapper) -> dict[str, Any]:
+    """Return the input with which a user of the wrapper asks *question*."""
+    if options.interface is Interface.prompt:
+        return {"prompt": [question]}
+    return {"messages": [{"role": "user", "content": question}]}
+
+
 def ask(folder: Path, question: str, options: BuildOnnxWrapper) -> str:
     """Load the wrapper in *folder* as a user would, and return its answer. Raises StepError when it gives none."""
-    model = mlflow.pyfunc.load_model(str(folder))
-    if options.interface is Interface.chat:
-        answer = model.predict({"messages": [{"role": "user", "content": question}]})[0]["choices"][0]["message"]["content"]
-    else:
-        answer = model.predict({"prompt": question})[0]
+    (response,) = mlflow.pyfunc.load_model(str(folder)).predict(example_input(question, options))
+    answer = response if options.interface is Interface.prompt else response["choices"][0]["message"]["content"]
     if not isinstance(answer, str) or not answer.strip():
         msg = f"the logged ONNX wrapper answers {question!r} with {answer!r}: try another precision or block size"
         raise StepError(msg)
@@ -100,7 +130,10 @@ def main(config: Config, _overrides: list[str]) -> None:
     """Build and wrap the snapshot of `fetch_run_id`, and see it answer."""
     with step_run("build_onnx_wrapper", config):
         options = config.build_onnx_wrapper
-        with present(input_run("fetch_run_id", config)) as (_manifest, snapshot), tempfile.TemporaryDirectory() as work:
+        with (
+            present(input_run("fetch_run_id", config)) as (_manifest, snapshot),
+            tempfile.TemporaryDirectory() as work,
+        ):
             onnx = Path(work) / "onnx"
             build_onnx(snapshot, onnx, options)
             mlflow.set_tag("onnx.sha256", digest(describe(sorted(onnx.iterdir()), onnx)))
@@ -108,7 +141,10 @@ def main(config: Config, _overrides: list[str]) -> None:
         with logged_folder(uri) as folder:
             record_model(uri, folder)
             if options.execution_provider is ExecutionProvider.cpu:
-                mlflow.log_dict({"question": config.question, "answer": ask(folder, config.question, options)}, "answer.json")
+                mlflow.log_dict(
+                    {"question": config.question, "answer": ask(folder, config.question, options)},
+                    "answer.json",
+                )
         set_output("model_uri", uri)
 
 

@@ -1,7 +1,7 @@
 """build_pipeline_wrapper: reads the snapshot of fetch_model; writes a model of MLflow's transformers flavour.
 
-Task llm/v1/chat: Chat Completions in and out. It is logged by path, so that the weights are copied and never loaded for it,
-and loaded once afterwards, to answer a question before the step counts as done.
+Task llm/v1/chat: Chat Completions in and out. It is logged by path, so that the weights are copied and not loaded, and
+loaded afterwards to answer a question before the step is done.
 """
 
 from pathlib import Path
@@ -45,7 +45,9 @@ def ask(folder: Path, question: str) -> str:
     response = mlflow.pyfunc.load_model(str(folder)).predict(chat_request(question))
     answer = response[0]["choices"][0]["message"]["content"]
     if not isinstance(answer, str) or not answer.strip():
-        msg = f"the logged pipeline answers {question!r} with {answer!r}: check the snapshot's chat template and weights"
+        msg = (
+            f"the logged pipeline answers {question!r} with {answer!r}: check the snapshot's chat template and weights"
+        )
         raise StepError(msg)
     return answer
 

@@ -1,9 +1,10 @@
 """evaluate: reads the two logged models; writes metrics, `predictions.jsonl`, `gates.json`, plots and `report.html`.
 
-Both are loaded as a user would load them, asked the same questions, scored, and judged by `evaluate.gates`. The run fails,
-and with it the chain, when a gate does not pass.
+Both are loaded as a user would load them, asked the same questions, scored, and judged by `evaluate.gates`. The run
+fails, and with it the chain, when a gate does not pass.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Run
+from mlflow.pyfunc import PyFuncModel
 
 from steps.evaluation import plots
 from steps.evaluation.asking import Asked, Predict, ask, progress
@@ -25,12 +27,19 @@ from steps.evaluation.tasks import Example, read_task
 from steps.flow.command_line import execute
 from steps.flow.errors import StepError
 from steps.flow.logged_model import checked_model
+from steps.flow.provenance import provenance_tags
 from steps.flow.schema import CANDIDATES, REFERENCE, Config, project_path
 from steps.flow.tracking import input_run, set_output, step_run
 
 REPORT, GATES, SUMMARY = "report.html", "gates.json", "summary.txt"
 
-IN_SUMMARY = ("task.accuracy", "task.agreement", "cost.answers_per_second", "cost.first_answer_seconds", "cost.size_bytes")
+IN_SUMMARY = (
+    "task.accuracy",
+    "task.agreement",
+    "cost.answers_per_second",
+    "cost.first_answer_seconds",
+    "cost.size_bytes",
+)
 """The metrics that the terminal shows; the report has all."""
 
 
@@ -52,14 +61,15 @@ def measure_candidate(name: str, folder: Path, examples: list[Example], max_toke
     return Measured(ask(predict, examples, {"max_tokens": max_tokens}, on_answer=progress(name)), load_seconds, size)
 
 
-def chat_with(model: mlflow.pyfunc.PyFuncModel) -> Predict:
+def chat_with(model: PyFuncModel) -> Predict:
     """Return *model* as a function from a Chat Completions request to its response, whichever interface it has."""
     names = model.metadata.get_input_schema().input_names()
     if names == ["prompt"]:
-        return model.unwrap_python_model().chat
+        chat: Predict = model.unwrap_python_model().chat
+        return chat
 
     def predict(request: dict[str, Any]) -> Mapping[str, Any]:
-        responses = model.predict(request)
+        responses: Any = model.predict(request)
         response: Mapping[str, Any] = responses[0]
         return response
 
@@ -67,9 +77,13 @@ def chat_with(model: mlflow.pyfunc.PyFuncModel) -> Predict:
 
 
 def write_results(
-    folder: Path, predictions: list[Prediction], metrics: dict[str, float], config: Config, provenance: dict[str, str]
+    folder: Path,
+    predictions: list[Prediction],
+    metrics: dict[str, float],
+    config: Config,
+    provenance: dict[str, str],
 ) -> tuple[str, list[str]]:
-    """Write predictions, gates, plots and report to *folder*; return the verdict, and the reason of each gate not passed."""
+    """Write predictions, gates, plots and report to *folder*; return the verdict and each reason against it."""
     verdicts = judge(metrics, read_gates(config.evaluate.gates))
     figures = plots.draw(predictions, metrics)
     write_predictions(folder / "predictions.jsonl", predictions)
@@ -114,12 +128,15 @@ def main(config: Config, _overrides: list[str]) -> None:
             examples = read_task(project_path(config.evaluate.task))[: config.evaluate.limit]
         except ValueError as error:
             raise StepError(str(error)) from error
-        measured = {name: measure_candidate(name, folder, examples, config.evaluate.max_tokens) for name, (_uri, folder) in models.items()}
+        measured = {
+            name: measure_candidate(name, folder, examples, config.evaluate.max_tokens)
+            for name, (_uri, folder) in models.items()
+        }
         predictions = score(examples, {name: result.asked.answers for name, result in measured.items()})
         metrics = measure(predictions, REFERENCE, config.seed, also=loading_costs(measured))
         mlflow.log_metrics(metrics)
         with tempfile.TemporaryDirectory() as work:
-            verdict, reasons = write_results(Path(work), predictions, metrics, config, provenance(runs, models, run.data.tags))
+            verdict, reasons = write_results(Path(work), predictions, metrics, config, provenance(runs, models, config))
             mlflow.log_artifacts(work)
         mlflow.set_tag("verdict", verdict)
         if verdict != PASSED:
@@ -142,10 +159,17 @@ def loading_costs(measured: Mapping[str, Measured]) -> dict[str, float]:
     }
 
 
-def provenance(runs: Mapping[str, Run], models: Mapping[str, tuple[str, Path]], own: Mapping[str, str]) -> dict[str, str]:
+def provenance(runs: Mapping[str, Run], models: Mapping[str, tuple[str, Path]], config: Config) -> dict[str, str]:
     """Return what the report says of where its figures come from."""
-    facts = {f"{name} model": f"{models[name][0]} (run {built.info.run_id})" for name, built in runs.items()}
-    return facts
+    tags = provenance_tags(config.seed)
+    packages = {name.removeprefix("version."): value for name, value in tags.items() if name.startswith("version.")}
+    return {
+        **{f"Model of {name}": f"{models[name][0]} (run {built.info.run_id})" for name, built in runs.items()},
+        "Code": f"commit {tags['code.commit']}, uncommitted changes: {tags['code.dirty']}",
+        "Machine": f"{tags['platform']}, {len(os.sched_getaffinity(0))} CPUs, Python {tags['python']}",
+        "Packages": ", ".join(f"{name} {value}" for name, value in packages.items()),
+        "Seed": str(config.seed),
+    }
 
 
 if __name__ == "__main__":

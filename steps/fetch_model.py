@@ -4,13 +4,12 @@ The manifest states the source, the commit, the licence, and every file's size a
 whole beside it; a large one stays where it is, and later steps find it again by the manifest.
 """
 
-import sys
 from pathlib import Path
 
 import mlflow
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils._paths import filter_repo_objects
 
 from steps.flow.command_line import execute
 from steps.flow.errors import StepError
@@ -55,7 +54,8 @@ def fetch_from_hub(repository: str, revision: str, *, offline: bool) -> tuple[Ma
     stated = {sibling.rfilename: sibling.lfs.sha256 for sibling in siblings if sibling.lfs}
     for file in files:
         if file.sha256 != stated.get(file.path, file.sha256):
-            msg = f"{folder / file.path} has sha256 {file.sha256}, the hub states {stated[file.path]}: delete it and run again"
+            fact = f"has sha256 {file.sha256}, the hub states {stated[file.path]}"
+            msg = f"{folder / file.path} {fact}: delete it and run again"
             raise StepError(msg)
     return Manifest("hub", repository, commit, _licence(folder), files), folder
 
@@ -75,7 +75,9 @@ def main(config: Config, _overrides: list[str]) -> None:
             folder = project_path(str(model.path))
             manifest = fetch_local(folder)
         else:
-            manifest, folder = fetch_from_hub(str(model.repo_id), str(model.revision), offline=config.fetch_model.offline)
+            manifest, folder = fetch_from_hub(
+                str(model.repo_id), str(model.revision), offline=config.fetch_model.offline
+            )
         mlflow.log_text(manifest.to_json(), MANIFEST)
         if (folder / "README.md").is_file():
             mlflow.log_artifact(str(folder / "README.md"), "snapshot")

@@ -9,17 +9,16 @@ import shlex
 
 import mlflow
 from mlflow import MlflowClient
-from omegaconf import OmegaConf
 
 from steps.flow.command_line import execute
 from steps.flow.errors import StepError
 from steps.flow.launch import StepResult, inputs_of, launch
-from steps.flow.schema import INPUTS, STEPS, Config, Interface
+from steps.flow.schema import INPUTS, STEPS, Config, Interface, to_yaml
 from steps.flow.tracking import step_run
 
 
 def run_chain(config: Config, overrides: list[str]) -> dict[str, StepResult]:
-    """Run the configured steps in order, each with *overrides* and the runs it builds on; return how they went, by step.
+    """Run the configured steps in order, each with *overrides* and the runs it builds on; return how they went.
 
     Ends at the first that does not finish; `flow.json` is up to date after each.
     """
@@ -41,7 +40,10 @@ def summary(results: dict[str, StepResult], config: Config) -> str:
     """Return what a person wants to know at the end: the figures side by side, the model, and what to type next."""
     lines = []
     if evaluate := results.get("evaluate"):
-        lines += [mlflow.artifacts.load_text(evaluate.outputs["summary"]), f"Report:      {evaluate.outputs['report']}"]
+        lines += [
+            mlflow.artifacts.load_text(evaluate.outputs["summary"]),
+            f"Report:      {evaluate.outputs['report']}",
+        ]
     store = shlex.quote(mlflow.get_tracking_uri())
     following = [f"mlflow ui --backend-store-uri {store}"]
     if register := results.get("register"):
@@ -69,14 +71,16 @@ def _say(line: str) -> None:
 def main(config: Config, overrides: list[str]) -> None:
     """Run the whole chain; raise StepError at the first step that does not finish."""
     with step_run("main", config):
-        mlflow.log_text(OmegaConf.to_yaml(OmegaConf.structured(config)), "config.yaml")
+        mlflow.log_text(to_yaml(config), "config.yaml")
         results = run_chain(config, overrides)
         if evaluate := results.get("evaluate"):
             # On the chain's own run too, so that MLflow's UI compares flows.
             mlflow.log_metrics(MlflowClient().get_run(evaluate.run_id).data.metrics)
         last = list(results.values())[-1]
         if last.status != "FINISHED":
-            msg = f"{last.step} ended {last.status} after {last.seconds:.0f} s: mend what it says above, and start again"
+            msg = (
+                f"{last.step} ended {last.status} after {last.seconds:.0f} s: mend what it says above, and start again"
+            )
             raise StepError(msg)
         _say("\n" + summary(results, config))
 

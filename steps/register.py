@@ -1,7 +1,7 @@
 """register: reads what evaluate passed; writes a version of the registered model for each candidate.
 
-A version says in its tags where it comes from and in its description what it is and what it scored. The newest build that
-passed is `challenger`; it is `champion` too when there is none yet, or with `register.promote=true`.
+A version says in its tags where it comes from and in its description what it is and what it scored. The newest build
+that passed is `challenger`; it is `champion` too when there is none yet, or with `register.promote=true`.
 """
 
 import json
@@ -59,14 +59,14 @@ def version_tags(candidate: str, built: Run, evaluate: Run, manifest: Manifest, 
 def description(name: str, tags: Mapping[str, str], metrics: Mapping[str, float], question: str) -> str:
     """Return the version's model card, in Markdown: what it is, how it was built, what it scored, how to use it."""
     candidate = tags["wrapper"]
-    how = {
-        "pipeline": "PyTorch weights as published, in MLflow's transformers flavour, task llm/v1/chat",
-        "onnx": "ONNX weights ({onnx.precision}, block size {onnx.block_size}, {onnx.execution_provider}), built and run by "
-        "onnxruntime-genai, interface {onnx.interface}",
-    }[candidate]
-    for key, value in tags.items():
-        how = how.replace("{" + key + "}", value)
-    scores = {key.removeprefix(f"{candidate}."): value for key, value in metrics.items() if key.startswith(f"{candidate}.")}
+    if candidate == BUILD:
+        weights = f"ONNX weights ({tags['onnx.precision']}, block size {tags['onnx.block_size']})"
+        how = f"{weights}, built and run by onnxruntime-genai, interface {tags['onnx.interface']}"
+    else:
+        how = "PyTorch weights as published, in MLflow's transformers flavour, task llm/v1/chat"
+    scores = {
+        key.removeprefix(f"{candidate}."): value for key, value in metrics.items() if key.startswith(f"{candidate}.")
+    }
     table = "\n".join(f"| {key} | {value:.6g} |" for key, value in sorted(scores.items()))
     return f"""# {name}, {candidate}
 
@@ -92,7 +92,8 @@ model.predict({usage(tags, question)})
 
 ## Limits
 
-Measured on the task above and nothing else; answers can be wrong. The checkpoint's own card says what it was trained for.
+Measured on the task of that run and nothing else; answers can be wrong. The checkpoint's own card says what it was
+trained for.
 """
 
 
@@ -104,13 +105,14 @@ def usage(tags: Mapping[str, str], question: str) -> str:
 
 
 def refuse_new_signature(name: str, folder: Path) -> None:
-    """Raise StepError when the model in *folder* has another signature than the champion of *name*: its users would break."""
+    """Raise StepError when the model in *folder* has another signature than the champion, whose users would break."""
     champion = version_with_alias(name, CHAMPION)
     if champion is None:
         return
     current = mlflow.models.get_model_info(f"models:/{name}/{champion.version}").signature
     if current != Model.load(str(folder)).signature:
-        msg = f"the signature is not that of {name}@{CHAMPION} (version {champion.version}): register it with -P register.name=<another>"
+        fact = f"the signature is not that of {name}@{CHAMPION} (version {champion.version})"
+        msg = f"{fact}: register it under another name, with -P register.name=..."
         raise StepError(msg)
 
 

@@ -18,7 +18,7 @@ PHRASINGS = {
     "what-is": "What is the capital of {}?",
     "which-city": "Which city is the capital of {}?",
     "tell-me": "Tell me the capital of {}.",
-    "name": "Name the capital of {}.",
+    "name-the": "Name the capital of {}.",
     "whats": "What's the capital of {}?",
     "do-you-know": "Do you know the capital of {}?",
     "can-you-tell": "Can you tell me the capital of {}?",
@@ -202,7 +202,7 @@ def _vary(question: Question, rng: random.Random) -> str:
             rf"\b{question.country}\b", question.country.removeprefix("the "), text, flags=re.IGNORECASE
         )
         text = text[0].upper() + text[1:]
-    if question.phrasing in ("tell-me", "name", "can-you-tell") and rng.random() < 0.4:
+    if question.phrasing in ("tell-me", "name-the", "can-you-tell") and rng.random() < 0.4:
         text = "Please " + text[0].lower() + text[1:]
     elif rng.random() < 0.1:
         text = text + " Please."

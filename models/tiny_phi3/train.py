@@ -40,6 +40,8 @@ from models.tiny_phi3.conversations import (
 )
 
 HERE = Path(__file__).resolve().parent
+FIGURES_START = "<!-- figures: written by train.py -->"
+FIGURES_END = "<!-- end of figures -->"
 IGNORED = -100  # the label that stands for "nothing to learn here"
 
 
@@ -216,11 +218,14 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 
 def write_figures(card: Path, figures: dict[str, str]) -> None:
-    """Replace the table between the card's two `figures` markers."""
+    """Replace the table between the card's two marks."""
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in figures.items())])
-    old = card.read_text(encoding="utf-8")
-    new = re.sub(r"(<!-- figures: .*? -->\n).*?(\n<!-- end -->)", rf"\g<1>{table}\g<2>", old, flags=re.DOTALL)
-    card.write_text(new, encoding="utf-8")
+    head, start, rest = card.read_text(encoding="utf-8").partition(FIGURES_START)
+    _, end, tail = rest.partition(FIGURES_END)
+    if not (start and end):
+        msg = f"{card} has no place for the figures: a line {FIGURES_START!r}, later a line {FIGURES_END!r}"
+        raise ValueError(msg)
+    card.write_text(f"{head}{start}\n{table}\n{end}{tail}", encoding="utf-8")
 
 
 def describe(
@@ -229,7 +234,7 @@ def describe(
     corpus: Corpus,
     answered: Sequence[Answered],
     parameters: int,
-    seconds: float,
+    took: str,
 ) -> dict[str, str]:
     """Return the card's figures on the checkpoint in *folder*: name to value, as text."""
     weights = folder / "model.safetensors"
@@ -243,7 +248,7 @@ def describe(
         "sha256 of model.safetensors": f"`{hashlib.sha256(weights.read_bytes()).hexdigest()}`",
         "chats in the training data": f"{len(corpus.chats):,}",
         "training": f"{recipe.steps:,} steps of up to {recipe.tokens_per_step:,} tokens",
-        "time, with data, tokenizer and check": f"{seconds:.0f} s",
+        "time, with data, tokenizer and check": took,
         "machine": f"{cpu_name()}, {recipe.threads} threads",
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
         "date": date.today().isoformat(),
@@ -279,7 +284,7 @@ def main() -> int:
     lines = [json.dumps(example, ensure_ascii=False) + "\n" for example in corpus.examples]
     args.task.write_text("".join(lines), encoding="utf-8")
     print(
-        f"{len(corpus.chats):,} chats to learn from, {len(corpus.examples)} kept-out questions in {args.task}"
+        f"{len(corpus.chats):,} chats to learn from; {len(corpus.examples)} kept-out questions: {args.task}"
     )
 
     texts = (message["content"] for chat in corpus.chats for message in chat)
@@ -302,14 +307,13 @@ def main() -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         for file in sorted(folder.iterdir()):
             shutil.copyfile(file, args.out / file.name)
-    for name in ("README.md", "LICENSE"):
-        if args.out.resolve() != HERE:
+    if args.out.resolve() != HERE:
+        for name in ("README.md", "LICENSE"):
             shutil.copyfile(HERE / name, args.out / name)
-    seconds = time.monotonic() - started
-    write_figures(
-        args.out / "README.md",
-        describe(args.out, recipe, corpus, answered, model.num_parameters(), seconds),
-    )
+    # Both: processor time also tells how long it takes where nothing else runs.
+    took = f"{time.monotonic() - started:.0f} s ({time.process_time():.0f} s of processor time)"
+    figures = describe(args.out, recipe, corpus, answered, model.num_parameters(), took)
+    write_figures(args.out / "README.md", figures)
     return 0
 
 

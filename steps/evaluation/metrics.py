@@ -98,7 +98,7 @@ def show(value: float, unit: str) -> str:
         case "bytes":
             text = f"{size / 1e9:.2f}\u00a0GB" if size >= 1e9 else f"{size / 1e6:.2f}\u00a0MB"
         case "ratio":
-            text = f"{size:.2f}\u00a0×"
+            text = f"{size:.2f}\u00a0\u00d7"
         case _:
             text = f"{size:.6g}"
     return minus + text

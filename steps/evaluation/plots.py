@@ -108,9 +108,7 @@ def _accuracy(metrics: Mapping[str, float], colours: Mapping[str, str]) -> Figur
     for row, (name, colour) in enumerate(colours.items()):
         right = estimate(metrics, f"{name}.task.accuracy")
         lowest = min(lowest, right.low)
-        axes.plot(
-            [right.low, right.high], [row, row], color=colour, linewidth=5, alpha=0.35, solid_capstyle="round"
-        )
+        axes.plot([right.low, right.high], [row, row], color=colour, linewidth=5, alpha=0.35, solid_capstyle="round")
         axes.plot([right.value], [row], "o", color=colour, markersize=9)
         axes.annotate(
             show(right.value, "share"),
@@ -155,7 +153,5 @@ def _latency(seconds: Mapping[str, Sequence[float]], colours: Mapping[str, str])
     axes.set_ylabel("Answers this fast or faster")
     axes.grid()
     axes.set_axisbelow(True)
-    figure.legend(
-        loc="outside upper left", ncols=1 if len(seconds) > 2 else 2, labelcolor=INK, handlelength=1.2
-    )
+    figure.legend(loc="outside upper left", ncols=1 if len(seconds) > 2 else 2, labelcolor=INK, handlelength=1.2)
     return figure

@@ -34,9 +34,9 @@ VERDICTS = {
 }
 
 OUTCOMES = {
-    "lost": "Only the reference is right",
+    "lost": "The reference is right, another is wrong",
     "wrong": "No candidate is right",
-    "gained": "The reference is wrong",
+    "gained": "The reference is wrong, another is right",
     "differ": "All right, in different words",
 }
 """Why an example is shown, the most telling first."""
@@ -102,9 +102,7 @@ def write_report(
         limits=limits,
         headlines=[row for row in metric_rows(metrics, candidates) if row.name in HEADLINES],
         areas=_by_area(metric_rows(metrics, candidates)),
-        figures=[
-            (name, Markup(inline_svg(figure)), CAPTIONS.get(name, name)) for name, figure in figures.items()
-        ],
+        figures=[(name, _inline(figure), CAPTIONS.get(name, name)) for name, figure in figures.items()],
         notable=notable[:SHOWN],
         notable_total=len(notable),
         outcomes=OUTCOMES,
@@ -121,8 +119,7 @@ def metric_rows(metrics: Mapping[str, float], candidates: Sequence[str]) -> list
     bounds = {name + end for name in found for end in ("_low", "_high")}
     names = [name for name in MEANINGS if name in found] + sorted(found - bounds - MEANINGS.keys())
     return [
-        Row(name, _meaning(name), [_cell(metrics, f"{candidate}.{name}") for candidate in candidates])
-        for name in names
+        Row(name, _meaning(name), [_cell(metrics, f"{candidate}.{name}") for candidate in candidates]) for name in names
     ]
 
 
@@ -155,8 +152,17 @@ def _cell(metrics: Mapping[str, float], metric: str) -> Cell | None:
         return None
     unit = _meaning(metric.partition(".")[2]).unit
     low, high = metrics.get(f"{metric}_low"), metrics.get(f"{metric}_high")
-    interval = "" if low is None or high is None else f"{show(low, unit)} to {show(high, unit)}"
+    interval = ""
+    if low is not None and high is not None:
+        (first, _, first_unit), (_, _, last_unit) = (show(end, unit).partition("\u00a0") for end in (low, high))
+        first = first if first_unit == last_unit else show(low, unit)
+        interval = f"{first} to {show(high, unit)}"
     return Cell(show(metrics[metric], unit), interval)
+
+
+def _inline(figure: Figure) -> Markup:
+    """Return *figure* as SVG that the page takes as it is."""
+    return Markup(inline_svg(figure))  # noqa: S704  matplotlib escapes every text that it draws
 
 
 def _meaning(name: str) -> Meaning:

@@ -42,7 +42,7 @@ def json_schema(answer: str, reference: str) -> bool:
         value = json.loads(answer, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):  # RecursionError: a model that repeats "[" thousands of times
         return False
-    return bool(_validator(reference).is_valid(value))
+    return _validator(reference)(value)
 
 
 SCORERS: dict[str, Callable[[str, str], bool]] = {
@@ -72,8 +72,8 @@ def check_reference(scorer: str, reference: str) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _validator(schema_text: str) -> Any:
-    """Return a validator for the JSON schema *schema_text*, or raise ValueError with fact and remedy."""
+def _validator(schema_text: str) -> Callable[[Any], bool]:
+    """Return the test of a value against the JSON schema *schema_text*, or raise ValueError with fact and remedy."""
     # Only this scorer needs the package.
     import jsonschema
     import referencing
@@ -87,7 +87,7 @@ def _validator(schema_text: str) -> Any:
         msg = f"reference is not a JSON schema ({fact}); correct it"
         raise ValueError(msg) from error
     # An empty registry: a `$ref` to another site is an error instead of a download.
-    return kind(schema, registry=referencing.Registry())
+    return kind(schema, registry=referencing.Registry()).is_valid
 
 
 def _refuse_constant(name: str) -> None:

@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from steps.evaluation.scoring import check_reference
 
@@ -24,7 +23,7 @@ class Example:
 def read_task(path: Path) -> list[Example]:
     """Return the examples of the JSON Lines file *path*, in its order; blank lines are skipped.
 
-    A line reads `{"id": "...", "messages": [{"role": "user", "content": "..."}], "reference": "..."}`, and may
+    A line reads `{"id": "...", "messages": [{"role": "user", "content": "..."}], "reference": "..."}` and may
     name its `scorer`. The reference of `json_schema` may be the schema itself instead of its text.
 
     Raises ValueError naming file, line, fact and remedy at the first line that is not such an example.
@@ -57,7 +56,7 @@ def read_task(path: Path) -> list[Example]:
     return list(examples.values())
 
 
-def _example(fields: Any) -> Example:
+def _example(fields: object) -> Example:
     """Return the example that the JSON value *fields* describes, or raise ValueError with fact and remedy."""
     if not isinstance(fields, dict):
         msg = f"holds {_kind(fields)}; write one JSON object with {', '.join(KEYS[:3])}"
@@ -81,7 +80,7 @@ def _example(fields: Any) -> Example:
     return Example(fields["id"], _messages(fields["messages"]), reference, scorer)
 
 
-def _messages(value: Any) -> list[dict[str, str]]:
+def _messages(value: object) -> list[dict[str, str]]:
     """Return *value* if it is a chat that waits for an answer, or raise ValueError with fact and remedy."""
     if not isinstance(value, list) or not value:
         msg = f"'messages' is {_kind(value)}; write a list of objects with role and content"
@@ -103,7 +102,7 @@ def _messages(value: Any) -> list[dict[str, str]]:
     return value
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     """Return what *value* is, for an error: its JSON type, with its keys or text where that helps."""
     if isinstance(value, dict):
         return f"an object with {', '.join(map(str, value)) or 'no keys'}"

@@ -11,20 +11,23 @@ from omegaconf import DictConfig, OmegaConf
 
 def advise(error: Exception, overrides: list[str], defaults: DictConfig, conf: Path) -> str:
     """Return one line that explains *error*, raised when *overrides* were composed over *defaults*."""
-    groups = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in conf.iterdir() if folder.is_dir()}
-    keys = [*_keys(defaults), *groups]
+    folders = [folder for folder in conf.iterdir() if folder.is_dir()]
+    groups = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    keys = [*_keys(OmegaConf.to_container(defaults)), *groups]
     for override in overrides:
         try:
             parsed = OverridesParser.create().parse_override(override)
         except HydraException:
-            return f"{override} is not an override: write KEY=VALUE, and quote a value with special characters as KEY='VALUE'"
+            return f"{override} is not an override: write KEY=VALUE, and quote special characters as KEY='VALUE'"
         key, value = parsed.key_or_group, override.partition("=")[2]
         if parsed.is_sweep_override():
-            return f"{override} gives several values: quote it ({key}='{value}') for one text, or use -e sweep to try each"
+            return (
+                f"{override} gives several values: quote it ({key}='{value}') for one text, or use -e sweep to try each"
+            )
         if key in groups and value not in groups[key]:
             return f"unknown {key}={value}{_nearest(value, groups[key])}; there are {', '.join(groups[key])}"
         if not parsed.is_add() and key not in keys:
-            return f"unknown key {key}={value}{_nearest(key, keys)}; a new key needs -P overrides=\"+{key}=...\""
+            return f'unknown key {key}={value}{_nearest(key, keys)}; a new key needs -P overrides="+{key}=..."'
     if isinstance(error, MissingConfigException):
         return _first_line(error)
     return _explain_value(error, overrides)
@@ -48,11 +51,9 @@ def _nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Yield every key of *config*, dotted."""
-    for key in config:
-        yield f"{prefix}{key}"
-        if OmegaConf.is_dict(config) and not OmegaConf.is_missing(config, key) and OmegaConf.is_dict(config._get_node(key)):
-            child = config._get_node(key)
-            if child is not None and not child._is_none():
-                yield from _keys(child, f"{prefix}{key}.")
+def _keys(tree: object, prefix: str = "") -> Iterator[str]:
+    """Yield every key of the nested dictionaries *tree*, dotted."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield f"{prefix}{key}"
+            yield from _keys(value, f"{prefix}{key}.")

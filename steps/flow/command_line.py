@@ -1,7 +1,7 @@
 """From a command line to a Config, and from an exception to an exit code.
 
-MLflow gives `--key value` for every -P that an entry point does not declare; Hydra wants `key=value`. Both, and Hydra's
-own flags, are understood here, for every step alike.
+MLflow gives `--key value` for every -P that an entry point does not declare; Hydra wants `key=value`. Both, and
+Hydra's own flags, are understood here, for every step alike.
 """
 
 import re
@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 
 import hydra
@@ -16,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString, Quote
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,18 +36,25 @@ Main = Callable[[Config, list[str]], None]
 
 
 def execute(name: str, main: Main) -> None:
-    """Run *main* with the configuration that the command line describes.
+    """Run *main* with the configuration that the command line describes."""
+    with reporting(name):
+        overrides, flags = translate(sys.argv[1:])
+        if flags:
+            _run_through_hydra(main, [*flags, *overrides])
+        else:
+            main(compose_config(overrides), overrides)
+
+
+@contextmanager
+def reporting(name: str) -> Iterator[None]:
+    """Make this process the entry point *name*: settle the store, and turn errors and signals into exit codes.
 
     Exits with 2 and one line for a ConfigError, with 1 and one line for a StepError; other exceptions keep their trace.
     """
     signal.signal(signal.SIGTERM, _exit_on_signal)
     settle_store()
     try:
-        overrides, flags = translate(sys.argv[1:])
-        if flags:
-            _run_through_hydra(main, [*flags, *overrides])
-        else:
-            main(compose_config(overrides), overrides)
+        yield
     except ConfigError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
@@ -58,8 +66,8 @@ def execute(name: str, main: Main) -> None:
 def translate(arguments: list[str], *, sweep: bool = False) -> tuple[list[str], list[str]]:
     """Return (overrides for Hydra, flags of Hydra's own) for a command line.
 
-    `--key value` is what MLflow makes of `-P key=value`; `--overrides "a=1 b='x y'"` holds several, quoted as in a shell
-    but never given to one. With *sweep*, commas separate values to try. Raises ConfigError for what can be neither.
+    `--key value` is what MLflow makes of `-P key=value`. `--overrides "a=1 b='x y'"` holds several, quoted as in a
+    shell but never given to one. With *sweep*, commas separate values to try. Raises ConfigError for what is neither.
     """
     overrides: list[str] = []
     flags: list[str] = []
@@ -70,7 +78,9 @@ def translate(arguments: list[str], *, sweep: bool = False) -> tuple[list[str], 
         elif argument in HYDRA_OPTIONS:
             flags += [argument, _value_of(argument, rest)]
         elif argument == "--overrides":
-            overrides += _split(_value_of(argument, rest))
+            for item in _split(_value_of(argument, rest)):
+                key, equals, value = item.partition("=")
+                overrides.append(as_override(key, value, sweep=sweep) if equals else item)
         elif argument.startswith("--"):
             overrides.append(as_override(argument[2:], _value_of(argument, rest), sweep=sweep))
         else:
@@ -81,9 +91,9 @@ def translate(arguments: list[str], *, sweep: bool = False) -> tuple[list[str], 
 def as_override(key: str, value: str, *, sweep: bool = False) -> str:
     """Return Hydra's override that sets *key* to *value*, exactly as given.
 
-    What Hydra's grammar reads as one value stays as it is: numbers, lists, null, quoted text, `${seed}`. Anything else is
-    text and quoted for it: `a, b`, `$(x)`, `it's`; so is `[a,b]` or `1_000` for a key that holds text. Only with *sweep* do
-    commas separate values to try.
+    What Hydra's grammar reads as one value stays as it is: numbers, lists, null, quoted text, `${seed}`. Anything else
+    is text and quoted for it: `a, b`, `$(x)`, `it's`; so is `[a,b]` or `1_000` for a key that holds text. Only with
+    *sweep* do commas separate values to try.
     """
     plain = f"{key}={value}"
     try:

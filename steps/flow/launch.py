@@ -29,7 +29,6 @@ class StepResult:
     seconds: float
     outputs: dict[str, str] = field(default_factory=dict)
 
-
     def as_dict(self) -> dict[str, object]:
         """Return what `flow.json` keeps."""
         return asdict(self)
@@ -43,8 +42,8 @@ def inputs_of(step: str) -> list[str]:
 def launch(step: str, parameters: dict[str, str]) -> StepResult:
     """Run *step* with *parameters* under the active run, and wait for it.
 
-    What `mlflow.projects.run` does with the local environment, less what the chain cannot use: that call tells nobody the
-    id of a run that failed, and leaves the process alive when its caller dies.
+    As `mlflow.projects.run` does with the local environment; but that call tells nobody the id of a run that failed,
+    and leaves the process alive when its caller dies.
     """
     parent = mlflow.active_run()
     assert parent is not None

@@ -74,7 +74,7 @@ def _files(folder: Path) -> tuple[File, ...]:
 
 
 def _content_digest(files: tuple[File, ...], folder: Path) -> str:
-    """Return one sha256 over *files* and, of MLmodel, what changes how the model answers: signature and configuration."""
+    """Return one sha256 over *files* and what in MLmodel changes how the model answers: signature, configuration."""
     model = Model.load(str(folder))
     signature = model.signature.to_dict() if model.signature else None
     interface = {"signature": signature, "config": model.flavors["python_function"].get("config")}

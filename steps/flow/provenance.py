@@ -7,7 +7,15 @@ from importlib.metadata import PackageNotFoundError, version
 
 from steps.flow.schema import ROOT
 
-PACKAGES = ("mlflow", "hydra-core", "transformers", "torch", "onnxruntime-genai", "onnxruntime", "huggingface-hub")
+PACKAGES = (
+    "mlflow",
+    "hydra-core",
+    "transformers",
+    "torch",
+    "onnxruntime-genai",
+    "onnxruntime",
+    "huggingface-hub",
+)
 
 
 def provenance_tags(seed: int) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from steps.evaluation.gates import read_gates
@@ -186,6 +187,17 @@ def _missing_keys(node: object, prefix: str = "") -> Iterator[str]:
         yield prefix
 
 
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return *config* as nested dictionaries of plain values."""
+    return asdict(config, dict_factory=lambda items: {k: v.value if isinstance(v, Enum) else v for k, v in items})
+
+
+def to_yaml(config: Config) -> str:
+    """Return *config* as YAML text."""
+    # Not OmegaConf's: text such as `${` is resolved already, and would be taken for an interpolation again.
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
 def project_path(path: str) -> Path:
     """Return *path* as an absolute path; a relative one is relative to the project."""
     return ROOT / Path(path).expanduser()
@@ -199,13 +211,28 @@ def check(config: Config) -> None:
     if model.source is Source.local:
         _require(model.path is not None, "model.path", model.path, "the folder of a checkpoint")
         folder = project_path(str(model.path))
-        _require((folder / "config.json").is_file(), "model.path", model.path, f"a folder with a config.json ({folder})")
+        _require(
+            (folder / "config.json").is_file(),
+            "model.path",
+            model.path,
+            f"a folder with a config.json ({folder})",
+        )
     else:
-        _require(bool(model.repo_id and model.revision), "model.repo_id", model.repo_id, "a repository and a revision")
+        _require(
+            bool(model.repo_id and model.revision),
+            "model.repo_id",
+            model.repo_id,
+            "a repository and a revision",
+        )
     _require(bool(config.question.strip()), "question", repr(config.question), "a question to ask each wrapper")
     task = project_path(config.evaluate.task)
     _require(task.is_file(), "evaluate.task", config.evaluate.task, f"an existing file ({task})")
-    _require(onnx.block_size in (16, 32, 64, 128, 256), "build_onnx_wrapper.block_size", onnx.block_size, "16, 32, 64, 128 or 256")
+    _require(
+        onnx.block_size in (16, 32, 64, 128, 256),
+        "build_onnx_wrapper.block_size",
+        onnx.block_size,
+        "16, 32, 64, 128 or 256",
+    )
     _require(onnx.accuracy_level in range(5), "build_onnx_wrapper.accuracy_level", onnx.accuracy_level, "0 to 4")
     for key, value in {
         "build_pipeline_wrapper.max_new_tokens": config.build_pipeline_wrapper.max_new_tokens,
@@ -219,8 +246,18 @@ def check(config: Config) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     name = config.register.name
-    _require(re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) is not None, "register.name", name, "1 to 100 of A-Z a-z 0-9 . _ -")
-    _require(config.sweep.direction in ("maximize", "minimize"), "sweep.direction", config.sweep.direction, "maximize or minimize")
+    _require(
+        re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) is not None,
+        "register.name",
+        name,
+        "1 to 100 of A-Z a-z 0-9 . _ -",
+    )
+    _require(
+        config.sweep.direction in ("maximize", "minimize"),
+        "sweep.direction",
+        config.sweep.direction,
+        "maximize or minimize",
+    )
 
 
 def _require(condition: bool, key: str, value: object, expected: str) -> None:

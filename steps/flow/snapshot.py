@@ -1,7 +1,7 @@
 """Snapshots: the files of a checkpoint at one revision, and the manifest by which they travel.
 
-Weights are not copied from step to step. fetch_model logs a manifest; a later step calls `present`, which finds the files
-again where the manifest says they may be, and hashes every one before anybody uses it.
+Weights are not copied from step to step. fetch_model logs a manifest; a later step calls `present`, which finds the
+files again where the manifest says they may be, and hashes every one before anybody uses it.
 """
 
 import hashlib
@@ -23,8 +23,23 @@ MANIFEST = "snapshot/manifest.json"
 FILES = "snapshot/files"
 """Where a run keeps the manifest, and the files of a small snapshot."""
 
-NEEDED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "vocab.json",
-          "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "README.md", "LICENSE*", "NOTICE*")  # fmt: skip
+NEEDED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "README.md",
+    "LICENSE*",
+    "NOTICE*",
+)
 """The files of a checkpoint that are used. Never pickled weights, never code."""
 
 
@@ -41,8 +56,8 @@ class File:
 class Manifest:
     """What a snapshot holds and where it is from.
 
-    `source`: `local` or `hub`. `location`: the folder, or the repository. `revision`: the 40-digit commit, or for a local
-    folder the sha256 over its files. `licence`: as the model card states it, or None.
+    `source`: `local` or `hub`. `location`: the folder, or the repository. `revision`: the 40-digit commit, or for a
+    local folder the sha256 over its files. `licence`: as the model card states it, or None.
     """
 
     source: str
@@ -69,7 +84,9 @@ class Manifest:
 
 def needed_files(folder: Path) -> list[Path]:
     """Return the files of *folder* that belong to a snapshot, sorted by path."""
-    return sorted({path for pattern in NEEDED for path in folder.glob(pattern) if path.is_file() and path.suffix != ".py"})
+    return sorted(
+        {path for pattern in NEEDED for path in folder.glob(pattern) if path.is_file() and path.suffix != ".py"}
+    )
 
 
 def hash_file(path: Path) -> str:
@@ -97,8 +114,8 @@ def digest(files: tuple[File, ...]) -> str:
 def present(fetch: Run) -> Iterator[tuple[Manifest, Path]]:
     """Yield the manifest that the fetch_model run *fetch* logged, and a folder that holds what it states.
 
-    Tried in turn: the run's own artifacts, the folder it was fetched from, the hub's cache and then the hub, at the commit
-    of the manifest. Raises StepError when the files are nowhere to be had, or are not those of the manifest.
+    Tried in turn: the run's own artifacts, the folder it was fetched from, the hub's cache and then the hub, at the
+    commit of the manifest. Raises StepError when the files are nowhere to be had, or are not those of the manifest.
     """
     manifest = Manifest.from_json(mlflow.artifacts.load_text(f"{fetch.info.artifact_uri}/{MANIFEST}"))
     with _folder_of(manifest, fetch) as folder:
@@ -120,7 +137,9 @@ def download(repository: str, commit: str, paths: list[str], *, offline: bool = 
     try:
         return Path(snapshot_download(repository, revision=commit, allow_patterns=paths, local_files_only=offline))
     except LocalEntryNotFoundError as error:
-        where = "the hub's cache (fetch_model.offline=true)" if offline else "the hub's cache, and the hub does not answer"
+        where = (
+            "the hub's cache (fetch_model.offline=true)" if offline else "the hub's cache, and the hub does not answer"
+        )
         msg = f"{repository}@{commit} is not in {where}: fetch it while online"
         raise StepError(msg) from error
     except HfHubHTTPError as error:

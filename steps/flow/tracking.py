@@ -11,11 +11,10 @@ import psutil
 from mlflow import ActiveRun, MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from omegaconf import OmegaConf
 
 from steps.flow.errors import StepError
 from steps.flow.provenance import provenance_tags
-from steps.flow.schema import INPUTS, Config
+from steps.flow.schema import INPUTS, Config, to_dict
 
 OUTPUT = "output."
 """The prefix of the tags by which a step hands over what it made: `output.<name>` holds a URI."""
@@ -85,9 +84,7 @@ def log_new_params(run: ActiveRun, config: Config, sections: list[str] | None) -
     MLflow has logged what came by -P already, quoted for a shell, and a parameter cannot change: those stay.
     """
     logged = set(MlflowClient().get_run(run.info.run_id).data.params)
-    tree = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    assert isinstance(tree, dict)
-    flat = _flatten({key: value for key, value in tree.items() if sections is None or key in sections})
+    flat = _flatten({key: value for key, value in to_dict(config).items() if sections is None or key in sections})
     mlflow.log_params({key: value for key, value in flat.items() if key not in logged and value is not None})
 
 

@@ -71,9 +71,7 @@ def test_ctrl_c_stops_the_asking(examples: list[Example]) -> None:
         (reply(None), "is None, not a string"),
     ],
 )
-def test_a_malformed_response_is_an_error(
-    examples: list[Example], response: dict[str, Any], fact: str
-) -> None:
+def test_a_malformed_response_is_an_error(examples: list[Example], response: dict[str, Any], fact: str) -> None:
     error = ask_one(lambda _: response, examples[0], {}).error
 
     assert error is not None

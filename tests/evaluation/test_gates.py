@@ -58,8 +58,7 @@ def test_a_missing_figure_fails_its_gate() -> None:
 
     assert found == "failed"
     assert reason == (
-        "onnx.task.accuracy was not measured; the nearest is onnx.task.acuracy; "
-        "evaluate.gates.right cannot be judged"
+        "onnx.task.accuracy was not measured; the nearest is onnx.task.acuracy; evaluate.gates.right cannot be judged"
     )
     assert verdict({}, min=0.9)[0] == "failed"
 

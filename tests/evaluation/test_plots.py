@@ -38,9 +38,7 @@ def test_an_inline_plot_takes_the_colours_of_its_page(predictions: list[Predicti
     assert INK not in svg
 
 
-def test_plots_are_saved_as_png_and_svg_and_are_the_same_again(
-    predictions: list[Prediction], tmp_path: Path
-) -> None:
+def test_plots_are_saved_as_png_and_svg_and_are_the_same_again(predictions: list[Prediction], tmp_path: Path) -> None:
     metrics = measure(predictions, "pipeline", 0)
     saved = []
     for name in ("first", "second"):
@@ -59,7 +57,10 @@ def test_a_candidates_name_is_drawn_as_it_is(examples: list[Example], name: str)
     assert name in texts(inline_svg(draw(predictions, measure(predictions, name, 0))["accuracy"]))
 
 
-def test_drawing_leaves_matplotlibs_settings_alone(predictions: list[Prediction], tmp_path: Path) -> None:
+def test_drawing_leaves_matplotlibs_settings_alone(
+    predictions: list[Prediction], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(mpl.rcParams, "font.size", 33.0)
     before = dict(mpl.rcParams)
 
     save(draw(predictions, measure(predictions, "pipeline", 0)), tmp_path)

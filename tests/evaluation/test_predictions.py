@@ -30,9 +30,7 @@ def test_answers_to_other_examples_are_refused(examples: list[Example]) -> None:
         score(examples, {"onnx": answers})
 
 
-def test_predictions_are_written_one_a_line_with_every_candidate(
-    predictions: list[Prediction], tmp_path: Path
-) -> None:
+def test_predictions_are_written_one_a_line_with_every_candidate(predictions: list[Prediction], tmp_path: Path) -> None:
     write_predictions(tmp_path / "predictions.jsonl", predictions)
 
     records = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text("utf-8").splitlines()]

@@ -62,9 +62,7 @@ def report(folder: Path, predictions: list[Prediction], **changes: Any) -> str:
     return (folder / "report.html").read_text("utf-8")
 
 
-def test_the_report_tells_its_verdict_before_anything_else(
-    predictions: list[Prediction], tmp_path: Path
-) -> None:
+def test_the_report_tells_its_verdict_before_anything_else(predictions: list[Prediction], tmp_path: Path) -> None:
     words = " ".join(Page(report(tmp_path, predictions)).words.split())
 
     parts = [
@@ -72,9 +70,9 @@ def test_the_report_tells_its_verdict_before_anything_else(
         "onnx.task.accuracy 0.7 is below evaluate.gates.onnx_accuracy.min=0.9",
         "Gates",
         "onnx_accuracy onnx.task.accuracy 70.0 % at least 90.0 % ✗ failed",
-        "onnx_time onnx.cost.seconds_p50_ratio 0.50 × at most 1.50 × ✓ passed",
+        "onnx_time onnx.cost.seconds_p50_ratio 0.50 \u00d7 at most 1.50 \u00d7 ✓ passed",
         "Figures",
-        "Right answers task.accuracy 80.0 % 49.0 % to 94.3 % 70.0 % 39.7 % to 89.2 %",
+        "Right answers task.accuracy 80.0 % 49.0 to 94.3 % 70.0 % 39.7 to 89.2 %",
         "Plots",
         "Examples worth a look 4 of 10",
         "RuntimeError: out of memory",
@@ -92,12 +90,7 @@ def test_the_report_loads_nothing_and_runs_nothing(predictions: list[Prediction]
     html = report(tmp_path, predictions)
     page = Page(html)
 
-    loads = [
-        value
-        for _, attributes in page.tags
-        for name, value in attributes.items()
-        if re.search("src|href", name)
-    ]
+    loads = [value for _, attributes in page.tags for name, value in attributes.items() if re.search("src|href", name)]
     assert all(value and value.startswith("#") for value in loads), loads
     assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "base", "form"}
     assert not re.search(r"@import|url\((?!#)", html)
@@ -115,9 +108,7 @@ def test_hostile_text_is_shown_and_never_read_as_html(tmp_path: Path) -> None:
         "onnx": [Answer(evil, "", 1, 1.0, evil)],
     }
 
-    html = report(
-        tmp_path, score([example], answers), title=evil, measured={evil: evil}, provenance={evil: evil}
-    )
+    html = report(tmp_path, score([example], answers), title=evil, measured={evil: evil}, provenance={evil: evil})
 
     page = Page(html)
     assert "script" not in [tag for tag, _ in page.tags]
@@ -159,7 +150,7 @@ def test_a_metric_that_the_report_does_not_know_is_shown_by_its_name(
 
     words = " ".join(Page(report(tmp_path, predictions, metrics=metrics)).words.split())
 
-    assert f"{name} – 0.125" in words
+    assert f"{name} \u2013 0.125" in words
 
 
 def test_what_only_the_build_got_wrong_comes_first(predictions: list[Prediction]) -> None:

@@ -45,9 +45,7 @@ def test_a_line_separator_inside_a_text_does_not_cut_the_line(tmp_path: Path) ->
 
 
 def test_a_json_schema_may_be_written_as_an_object(tmp_path: Path) -> None:
-    (example,) = read_task(
-        task(tmp_path, {**SPAIN, "scorer": "json_schema", "reference": {"type": "object"}})
-    )
+    (example,) = read_task(task(tmp_path, {**SPAIN, "scorer": "json_schema", "reference": {"type": "object"}}))
 
     assert json.loads(example.reference) == {"type": "object"}
 
