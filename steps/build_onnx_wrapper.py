@@ -16,11 +16,12 @@ import mlflow
 
 from steps.flow.command_line import execute
 from steps.flow.errors import StepError
+from steps.flow.files import describe, digest, files_below
 from steps.flow.logged_model import logged_folder, record_model
 from steps.flow.requirements import locked
 from steps.flow.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
-from steps.flow.snapshot import describe, digest, present
-from steps.flow.tracking import input_run, set_output, step_run
+from steps.flow.snapshot import present
+from steps.flow.tracking import set_output, step_run
 from steps.wrappers import onnx_chat
 
 
@@ -68,12 +69,12 @@ def mend_window(snapshot: Path, folder: Path) -> Path:
     folder.mkdir(parents=True)
     for path in snapshot.iterdir():
         (folder / path.name).symlink_to(path.resolve())
-    config = json.loads((snapshot / "config.json").read_text())
-    windowed = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
-    if windowed and "layer_types" not in config:
-        config["layer_types"] = ["sliding_attention"] * config["num_hidden_layers"]
+    architecture = json.loads((snapshot / "config.json").read_text())
+    windowed = architecture.get("sliding_window") is not None and architecture.get("use_sliding_window", True)
+    if windowed and "layer_types" not in architecture:
+        architecture["layer_types"] = ["sliding_attention"] * architecture["num_hidden_layers"]
         (folder / "config.json").unlink()
-        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        (folder / "config.json").write_text(json.dumps(architecture, indent=2))
     return folder
 
 
@@ -128,15 +129,15 @@ def ask(folder: Path, question: str, options: BuildOnnxWrapper) -> str:
 
 def main(config: Config, _overrides: list[str]) -> None:
     """Build and wrap the snapshot of `fetch_run_id`, and see it answer."""
-    with step_run("build_onnx_wrapper", config):
+    with step_run("build_onnx_wrapper", config) as step:
         options = config.build_onnx_wrapper
         with (
-            present(input_run("fetch_run_id", config)) as (_manifest, snapshot),
+            present(step.inputs["fetch_run_id"]) as (_manifest, snapshot),
             tempfile.TemporaryDirectory() as work,
         ):
             onnx = Path(work) / "onnx"
             build_onnx(snapshot, onnx, options)
-            mlflow.set_tag("onnx.sha256", digest(describe(sorted(onnx.iterdir()), onnx)))
+            mlflow.set_tag("onnx.sha256", digest(describe(files_below(onnx), onnx)))
             uri = log_wrapper(onnx, config.model.name, config.question, options)
         with logged_folder(uri) as folder:
             record_model(uri, folder)

@@ -15,7 +15,7 @@ from steps.flow.logged_model import logged_folder, record_model
 from steps.flow.requirements import locked
 from steps.flow.schema import BuildPipelineWrapper, Config
 from steps.flow.snapshot import present
-from steps.flow.tracking import input_run, set_output, step_run
+from steps.flow.tracking import set_output, step_run
 
 
 def log_pipeline(folder: Path, question: str, options: BuildPipelineWrapper) -> str:
@@ -54,8 +54,8 @@ def ask(folder: Path, question: str) -> str:
 
 def main(config: Config, _overrides: list[str]) -> None:
     """Wrap the snapshot of `fetch_run_id`, and see it answer."""
-    with step_run("build_pipeline_wrapper", config):
-        with present(input_run("fetch_run_id", config)) as (_manifest, snapshot):
+    with step_run("build_pipeline_wrapper", config) as step:
+        with present(step.inputs["fetch_run_id"]) as (_manifest, snapshot):
             uri = log_pipeline(snapshot, config.question, config.build_pipeline_wrapper)
         with logged_folder(uri) as folder:
             record_model(uri, folder)

@@ -19,17 +19,20 @@ from mlflow.pyfunc import PyFuncModel
 
 from steps.evaluation import plots
 from steps.evaluation.asking import Asked, Predict, ask, progress
-from steps.evaluation.gates import PASSED, judge, overall, read_gates, write_gates
+from steps.evaluation.gates import PASSED, Verdict, judge, overall, write_gates
 from steps.evaluation.metrics import measure
 from steps.evaluation.predictions import Prediction, score, write_predictions
 from steps.evaluation.report import metric_rows, write_report
 from steps.evaluation.tasks import Example, read_task
 from steps.flow.command_line import execute
 from steps.flow.errors import StepError
+from steps.flow.files import hash_file
+from steps.flow.fingerprint import DIGEST
+from steps.flow.gates import configured_gates
 from steps.flow.logged_model import checked_model
 from steps.flow.provenance import provenance_tags
 from steps.flow.schema import CANDIDATES, REFERENCE, Config, project_path
-from steps.flow.tracking import input_run, set_output, step_run
+from steps.flow.tracking import set_output, step_run
 
 REPORT, GATES, SUMMARY = "report.html", "gates.json", "summary.txt"
 
@@ -80,11 +83,11 @@ def write_results(
     folder: Path,
     predictions: list[Prediction],
     metrics: dict[str, float],
+    verdicts: list[Verdict],
     config: Config,
     provenance: dict[str, str],
-) -> tuple[str, list[str]]:
-    """Write predictions, gates, plots and report to *folder*; return the verdict and each reason against it."""
-    verdicts = judge(metrics, read_gates(config.evaluate.gates))
+) -> None:
+    """Write predictions, gates, plots, report and summary to *folder*."""
     figures = plots.draw(predictions, metrics)
     write_predictions(folder / "predictions.jsonl", predictions)
     write_gates(folder / GATES, verdicts)
@@ -107,7 +110,6 @@ def write_results(
         provenance=provenance,
     )
     (folder / SUMMARY).write_text(summary(metrics), encoding="utf-8")
-    return overall(verdicts), [verdict.reason for verdict in verdicts if verdict.verdict != PASSED]
 
 
 def summary(metrics: Mapping[str, float]) -> str:
@@ -121,8 +123,9 @@ def summary(metrics: Mapping[str, float]) -> str:
 
 def main(config: Config, _overrides: list[str]) -> None:
     """Measure the models of `pipeline_run_id` and `onnx_run_id` against each other, and judge them."""
-    with step_run("evaluate", config) as run, ExitStack() as stack:
-        runs = {name: input_run(key, config) for name, key in CANDIDATES.items()}
+    gates = configured_gates(config)
+    with step_run("evaluate", config) as step, ExitStack() as stack:
+        runs = {name: step.inputs[key] for name, key in CANDIDATES.items()}
         models = {name: stack.enter_context(checked_model(built)) for name, built in runs.items()}
         try:
             examples = read_task(project_path(config.evaluate.task))[: config.evaluate.limit]
@@ -135,15 +138,19 @@ def main(config: Config, _overrides: list[str]) -> None:
         predictions = score(examples, {name: result.asked.answers for name, result in measured.items()})
         metrics = measure(predictions, REFERENCE, config.seed, also=loading_costs(measured))
         mlflow.log_metrics(metrics)
+        verdicts = judge(metrics, gates)
+        mlflow.set_tag("verdict", overall(verdicts))
         with tempfile.TemporaryDirectory() as work:
-            verdict, reasons = write_results(Path(work), predictions, metrics, config, provenance(runs, models, config))
+            write_results(Path(work), predictions, metrics, verdicts, config, provenance(runs, models, config))
             mlflow.log_artifacts(work)
-        mlflow.set_tag("verdict", verdict)
-        if verdict != PASSED:
-            msg = f"{'; '.join(reasons) or 'no gates'}; see {GATES} and {REPORT} of run {run.info.run_id}"
+            mlflow.set_tag(DIGEST, hash_file(Path(work) / GATES))
+        run_id = step.run.info.run_id
+        if overall(verdicts) != PASSED:
+            reasons = [verdict.reason for verdict in verdicts if verdict.verdict != PASSED]
+            msg = f"{'; '.join(reasons) or 'there are no gates'}; see {REPORT} of run {run_id}"
             raise StepError(msg)
         for name, file in {"gates": GATES, "report": REPORT, "summary": SUMMARY}.items():
-            set_output(name, f"runs:/{run.info.run_id}/{file}")
+            set_output(name, f"runs:/{run_id}/{file}")
 
 
 def loading_costs(measured: Mapping[str, Measured]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""main: the chain. Starts every step as its MLproject entry point, in a run nested under its own.
+"""main: the chain. Starts every step as its MLproject entry point, in a run nested under its own, or reuses one.
 
 Writes `config.yaml`, the resolved configuration, and `flow.json`, how each step went. Knows the steps by name only, so
 that neither torch nor transformers is ever loaded here, and a step's memory is given back when it ends.
@@ -6,52 +6,141 @@ that neither torch nor transformers is ever loaded here, and a step's memory is 
 
 import json
 import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from steps.flow.command_line import execute
 from steps.flow.errors import StepError
-from steps.flow.launch import StepResult, inputs_of, launch
-from steps.flow.schema import INPUTS, STEPS, Config, Interface, to_yaml
-from steps.flow.tracking import step_run
+from steps.flow.fingerprint import fingerprint
+from steps.flow.gates import configured_gates
+from steps.flow.launch import launch, one_at_a_time
+from steps.flow.processes import close_abandoned_runs
+from steps.flow.reuse import decide
+from steps.flow.schema import INPUTS, STEPS, Config, Interface, inputs_of, to_yaml
+from steps.flow.tracking import input_run, outputs, step_run
+
+REUSED = "REUSED"
 
 
-def run_chain(config: Config, overrides: list[str]) -> dict[str, StepResult]:
-    """Run the configured steps in order, each with *overrides* and the runs it builds on; return how they went.
+@dataclass(frozen=True)
+class Record:
+    """How a step went, as `flow.json` keeps it: `status` of its run or REUSED, wall `seconds`, what it handed over."""
 
-    Ends at the first that does not finish; `flow.json` is up to date after each.
+    step: str
+    status: str
+    run_id: str
+    reused_from: str | None
+    seconds: float
+    reason: str
+    outputs: dict[str, str] = field(default_factory=dict)
+
+
+def run_chain(config: Config, overrides: list[str]) -> dict[str, Run]:
+    """Run or reuse the configured steps in order, and return the run of each; `flow.json` is up to date after each.
+
+    Raises StepError at the first step that does not finish, or lacks a run to build on.
     """
-    chosen = [step for step in STEPS if step in config.steps]
-    results: dict[str, StepResult] = {}
-    for number, step in enumerate(chosen, start=1):
-        _say(f"[{number}/{len(chosen)}] {step} ...")
-        runs = {key: results[made].run_id for key, made in INPUTS.items() if made in results}
-        parameters = {key: runs.get(key) or getattr(config, key) or "" for key in inputs_of(step)}
-        results[step] = result = launch(step, {**parameters, "overrides": shlex.join(overrides)})
-        mlflow.log_dict({"steps": [done.as_dict() for done in results.values()]}, "flow.json")
-        _say(f"[{number}/{len(chosen)}] {step:<23} {result.status:<9} {result.seconds:6.1f} s")
-        if result.status != "FINISHED":
-            break
-    return results
+    runs: dict[str, Run] = {}
+    records: list[Record] = []
+    for step in STEPS:
+        inputs = _inputs(step, runs)
+        if step not in config.steps:
+            runs |= _found(step, config, inputs)
+            continue
+        _require_inputs(step, inputs)
+        record = run_step(step, config, overrides, inputs)
+        records.append(record)
+        mlflow.log_dict({"steps": [asdict(each) for each in records]}, "flow.json")
+        if record.status == REUSED:
+            mlflow.set_tag(f"reused_from.{step}", record.run_id)
+        elif record.status != "FINISHED":
+            msg = f"{step} ended {record.status} after {record.seconds:.0f} s: mend what it says above, and start again"
+            raise StepError(msg)
+        runs[step] = MlflowClient().get_run(record.run_id)
+    return runs
 
 
-def summary(results: dict[str, StepResult], config: Config) -> str:
+def run_step(step: str, config: Config, overrides: list[str], inputs: Mapping[str, Run]) -> Record:
+    """Run *step* on *inputs*, or reuse a run of it, and say which and why."""
+    facts = fingerprint(step, config, inputs)
+    with one_at_a_time(facts.value, waiting=lambda: _say(step, config, "WAITING", "another flow is making just this")):
+        decision = decide(facts, config)
+        if reused := decision.reused:
+            _say(step, config, REUSED, f"run {reused.info.run_id}")
+            return Record(step, REUSED, reused.info.run_id, reused.info.run_id, 0.0, decision.reason, outputs(reused))
+        _say(step, config, "STARTED", decision.reason)
+        parameters = {key: run.info.run_id for key, run in inputs.items()} | {"overrides": shlex.join(overrides)}
+        result = launch(step, parameters)
+    _say(step, config, result.status, f"{result.seconds:.1f} s")
+    return Record(step, result.status, result.run_id, None, result.seconds, decision.reason, result.outputs)
+
+
+def print_plan(config: Config) -> None:
+    """Say of each configured step whether it would run, and why; run nothing."""
+    runs: dict[str, Run] = {}
+    would_run: set[str] = set()
+    for step in STEPS:
+        inputs = _inputs(step, runs)
+        if step not in config.steps:
+            runs |= _found(step, config, inputs)
+            continue
+        if before := [INPUTS[key] for key in inputs_of(step) if INPUTS[key] in would_run]:
+            would_run.add(step)
+            _say(step, config, "RUN", f"after {' and '.join(before)}, if what it makes differs")
+            continue
+        _require_inputs(step, inputs)
+        decision = decide(fingerprint(step, config, inputs), config)
+        _say(step, config, "REUSE" if decision.reused else "RUN", decision.reason)
+        if decision.reused:
+            runs[step] = decision.reused
+        else:
+            would_run.add(step)
+
+
+def _inputs(step: str, runs: Mapping[str, Run]) -> dict[str, Run]:
+    return {key: runs[INPUTS[key]] for key in inputs_of(step) if INPUTS[key] in runs}
+
+
+def _found(step: str, config: Config, inputs: Mapping[str, Run]) -> dict[str, Run]:
+    """Return, for a *step* that is not to run, the run that its key names, or else the newest that fits, or nothing."""
+    key = next((key for key, made_by in INPUTS.items() if made_by == step), None)
+    if key is not None and getattr(config, key):
+        return {step: input_run(key, config)}
+    if len(inputs) < len(inputs_of(step)):
+        return {}
+    found = decide(fingerprint(step, config, inputs), config, always_look=True).reused
+    return {step: found} if found else {}
+
+
+def _require_inputs(step: str, inputs: Mapping[str, Run]) -> None:
+    for key in inputs_of(step):
+        if key not in inputs:
+            msg = f"{step} needs a run of {INPUTS[key]}, and none fits: add it to steps, or give -P {key}=<run id>"
+            raise StepError(msg)
+
+
+def _say(step: str, config: Config, status: str, more: str) -> None:
+    chosen = [each for each in STEPS if each in config.steps]
+    print(f"[{chosen.index(step) + 1}/{len(chosen)}] {step:<23} {status:<9} {more}", flush=True)
+
+
+def summary(runs: Mapping[str, Run], config: Config) -> str:
     """Return what a person wants to know at the end: the figures side by side, the model, and what to type next."""
     lines = []
-    if evaluate := results.get("evaluate"):
-        lines += [
-            mlflow.artifacts.load_text(evaluate.outputs["summary"]),
-            f"Report:      {evaluate.outputs['report']}",
-        ]
+    made = {step: outputs(run) for step, run in runs.items()}
+    if evaluate := made.get("evaluate"):
+        lines += [mlflow.artifacts.load_text(evaluate["summary"]), f"Report:      {evaluate['report']}"]
     store = shlex.quote(mlflow.get_tracking_uri())
     following = [f"mlflow ui --backend-store-uri {store}"]
-    if register := results.get("register"):
-        model_uri = register.outputs["model_uri"]
-        lines.append(f"Registered:  {model_uri}")
+    if register := made.get("register"):
+        lines.append(f"Registered:  {register['model_uri']}")
         header = "-H 'Content-Type: application/json'"
         following += [
-            f"MLFLOW_TRACKING_URI={store} mlflow models serve -m {model_uri} --env-manager uv -p 5001",
+            f"MLFLOW_TRACKING_URI={store} mlflow models serve -m {register['model_uri']} --env-manager uv -p 5001",
             f"curl -s localhost:5001/invocations {header} -d {shlex.quote(example(config))}",
         ]
     return "\n".join([*lines, "", "Next:", *(f"  {line}" for line in following)])
@@ -64,25 +153,21 @@ def example(config: Config) -> str:
     return json.dumps({"messages": [{"role": "user", "content": config.question}]}, ensure_ascii=False)
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
 def main(config: Config, overrides: list[str]) -> None:
     """Run the whole chain; raise StepError at the first step that does not finish."""
+    configured_gates(config)
     with step_run("main", config):
         mlflow.log_text(to_yaml(config), "config.yaml")
-        results = run_chain(config, overrides)
-        if evaluate := results.get("evaluate"):
+        for run in close_abandoned_runs():
+            print(f"run {run.info.run_id} ({run.data.tags.get('step')}) was abandoned by its process: marked KILLED")
+        if config.plan:
+            print_plan(config)
+            return
+        runs = run_chain(config, overrides)
+        if evaluate := runs.get("evaluate"):
             # On the chain's own run too, so that MLflow's UI compares flows.
-            mlflow.log_metrics(MlflowClient().get_run(evaluate.run_id).data.metrics)
-        last = list(results.values())[-1]
-        if last.status != "FINISHED":
-            msg = (
-                f"{last.step} ended {last.status} after {last.seconds:.0f} s: mend what it says above, and start again"
-            )
-            raise StepError(msg)
-        _say("\n" + summary(results, config))
+            mlflow.log_metrics(evaluate.data.metrics)
+        print(f"\n{summary(runs, config)}")
 
 
 if __name__ == "__main__":

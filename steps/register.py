@@ -17,10 +17,11 @@ from mlflow.models import Model
 
 from steps.flow.command_line import execute
 from steps.flow.errors import StepError
+from steps.flow.files import hash_text
 from steps.flow.logged_model import CONTENT, checked_model
 from steps.flow.schema import BUILD, CANDIDATES, Config
-from steps.flow.snapshot import MANIFEST, Manifest, hash_text
-from steps.flow.tracking import input_run, set_output, step_run
+from steps.flow.snapshot import MANIFEST, Manifest
+from steps.flow.tracking import set_output, step_run
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
@@ -153,8 +154,8 @@ def set_aliases(name: str, version: str, *, promote: bool) -> list[str]:
 
 def main(config: Config, _overrides: list[str]) -> None:
     """Register every candidate that the run `evaluate_run_id` passed."""
-    with step_run("register", config):
-        name, evaluate = config.register.name, input_run("evaluate_run_id", config)
+    with step_run("register", config) as step:
+        name, evaluate = config.register.name, step.inputs["evaluate_run_id"]
         gates, client = passed_gates(evaluate), MlflowClient()
         runs = {candidate: client.get_run(evaluate.data.tags[key]) for candidate, key in CANDIDATES.items()}
         with checked_model(runs[BUILD]) as (_uri, folder):

@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 
 from steps.flow.command_line import compose_config, reporting, translate
 from steps.flow.errors import StepError
+from steps.flow.gates import configured_gates
 from steps.flow.launch import StepResult, launch
 from steps.flow.schema import STEPS
 from steps.flow.tracking import step_run
@@ -85,6 +86,8 @@ def main() -> None:
         overrides, _flags = translate(sys.argv[1:], sweep=True)
         trials = trials_of(overrides)
         configs = [compose_config(list(trial)) for trial in trials]
+        for config in configs:
+            configured_gates(config)
         options = configs[0].sweep
         with step_run("sweep", configs[0]):
             results = run_trials(trials)

@@ -1,27 +1,39 @@
 """What the tests share: the project's folder, an empty store, and real processes."""
 
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the database of an empty tracking store: making one takes MLflow seconds, copying it none."""
+    folder = tmp_path_factory.mktemp("empty_store")
+    run("mlflow", "experiments", "search", cwd=folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/store.db")
+    return folder / "store.db"
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the URI of an empty tracking store, which this process and those it starts use."""
+def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Yield the URI of an empty tracking store, which this process and those it starts use."""
+    shutil.copy(empty_store, tmp_path / "store.db")
+    with sqlite3.connect(tmp_path / "store.db") as database:
+        database.execute("UPDATE experiments SET artifact_location = ?", (f"{tmp_path}/mlruns/0",))
     uri = f"sqlite:///{tmp_path}/store.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    # The default experiment's artifacts go to ./mlruns of the process that makes the store.
-    monkeypatch.chdir(tmp_path)
-    return uri
+    yield uri
+    while mlflow.active_run():
+        mlflow.end_run()
 
 
 def run(*command: str, cwd: Path = ROOT, **environment: str) -> "subprocess.CompletedProcess[str]":

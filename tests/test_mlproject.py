@@ -55,8 +55,6 @@ def test_every_model_goes_with_every_onnx_preset(model: str, onnx: str) -> None:
     assert f"{options.precision.value}_{options.execution_provider.value}" == onnx
 
 
-def test_every_value_of_the_configuration_has_a_type() -> None:
-    untyped = (
-        set(OmegaConf.load(ROOT / "conf" / "config.yaml")) - {"defaults", "hydra"} - set(Config.__dataclass_fields__)
-    )
-    assert not untyped
+def test_every_key_of_the_configuration_has_a_type() -> None:
+    keys = set(OmegaConf.load(ROOT / "conf" / "config.yaml")) - {"defaults", "hydra"}
+    assert keys <= set(Config.__dataclass_fields__)

@@ -109,16 +109,12 @@ def test_the_task_in_the_repository_is_the_one_that_the_script_makes(corpus: Cor
     assert read_task(TASK) == corpus.examples
 
 
-def test_the_same_seed_gives_the_same_chats_and_another_seed_others(
-    small_recipe: Recipe, corpus: Corpus
-) -> None:
+def test_the_same_seed_gives_the_same_chats_and_another_seed_others(small_recipe: Recipe, corpus: Corpus) -> None:
     assert make_corpus(small_recipe) == corpus
     assert make_corpus(replace(small_recipe, seed=1)) != corpus
 
 
-def test_training_twice_gives_the_same_weights(
-    small_recipe: Recipe, corpus: Corpus, torch_as_it_was: None
-) -> None:
+def test_training_twice_gives_the_same_weights(small_recipe: Recipe, corpus: Corpus, torch_as_it_was: None) -> None:
     def weights() -> dict[str, torch.Tensor]:
         make_deterministic(small_recipe)
         texts = (message["content"] for chat in corpus.chats for message in chat)

@@ -4,6 +4,8 @@ As in Phi-3: BPE with byte fallback, a space is "▁" and one is put in front of
 tokens swallow the white space after them, the ids open with <unk>, <s>, </s> and the 256 bytes.
 """
 
+# ruff: noqa: S106  # tokens of a language model, not passwords
+
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,16 +33,12 @@ CHAT_TEMPLATE = (
 def build_tokenizer(texts: Iterable[str], vocab_size: int, context: int) -> PreTrainedTokenizerFast:
     """Return a tokenizer of *vocab_size* tokens with BPE merges learnt from *texts*."""
     vocab, merges = _learn_merges(texts, vocab_size - len(_FIRST_TOKENS) - len(_CONTROL_TOKENS))
-    tokenizer = Tokenizer(
-        models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>")]
-    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>")])
     tokenizer.add_special_tokens([AddedToken("</s>", special=True, normalized=False, rstrip=True)])
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     tokenizer.add_special_tokens(
@@ -77,9 +75,7 @@ def _learn_merges(texts: Iterable[str], learnt: int) -> tuple[dict[str, int], li
     learner = Tokenizer(models.BPE())
     # Splitting keeps merges within words and apart from punctuation, as Llama's are. The finished tokenizer
     # then needs no splitting, and tokenizers that split for themselves (onnxruntime-genai's) come out alike.
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
-    )
+    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
     alphabet = [character for character in printable if character.isprintable() and character != " "]
     learner.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=learnt, initial_alphabet=alphabet, show_progress=False)

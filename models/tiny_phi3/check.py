@@ -33,6 +33,7 @@ class Answered:
 
     @property
     def right(self) -> bool:
+        """Whether the answer equals the reference to the letter."""
         return self.answer == self.example["reference"]
 
 
@@ -77,12 +78,9 @@ def read_task(path: Path) -> list[Example]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "folder", type=Path, nargs="?", default=HERE, help="the checkpoint (default: %(default)s)"
-    )
+    """Ask, print the figures; return 1 if too few answers were right."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=HERE, help="the checkpoint (default: %(default)s)")
     parser.add_argument("--task", type=Path, default=TASK, help="the questions (default: %(default)s)")
     args = parser.parse_args()
     window = json.loads((args.folder / "config.json").read_text(encoding="utf-8"))["sliding_window"]

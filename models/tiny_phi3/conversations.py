@@ -5,6 +5,8 @@ Everything here follows from `capitals.csv` and a seed, with the standard librar
 make up the evaluation task.
 """
 
+# ruff: noqa: S311  # seeded on purpose: the same chats every time
+
 import csv
 import random
 import re
@@ -141,9 +143,7 @@ def training_chats(
         for _ in range(_turns(rng)):
             question = next(rounds)
             messages.append({"role": "user", "content": _vary(question, rng)})
-            messages.append(
-                {"role": "assistant", "content": answer(question.country, capitals[question.country])}
-            )
+            messages.append({"role": "assistant", "content": answer(question.country, capitals[question.country])})
         yield messages
 
 
@@ -198,9 +198,7 @@ def _vary(question: Question, rng: random.Random) -> str:
     if rng.random() < 0.4:
         text = text.rstrip("?.")
     if question.country.startswith("the ") and rng.random() < 0.3:
-        text = re.sub(
-            rf"\b{question.country}\b", question.country.removeprefix("the "), text, flags=re.IGNORECASE
-        )
+        text = re.sub(rf"\b{question.country}\b", question.country.removeprefix("the "), text, flags=re.IGNORECASE)
         text = text[0].upper() + text[1:]
     if question.phrasing in ("tell-me", "name-the", "can-you-tell") and rng.random() < 0.4:
         text = "Please " + text[0].lower() + text[1:]
@@ -234,15 +232,11 @@ def evaluation_task(
         messages: list[Message] = []
         alone = question == Question(*SPAIN)
         if index % 3 == 0 and not alone:
-            messages.append(
-                {"role": "system", "content": SYSTEM_MESSAGES[(index // 3) % len(SYSTEM_MESSAGES)]}
-            )
+            messages.append({"role": "system", "content": SYSTEM_MESSAGES[(index // 3) % len(SYSTEM_MESSAGES)]})
         if index % 5 == 0 and not alone:
             for earlier in rng.sample(trained, 1 + (index // 5) % 10):
                 messages.append({"role": "user", "content": earlier.text()})
-                messages.append(
-                    {"role": "assistant", "content": answer(earlier.country, capitals[earlier.country])}
-                )
+                messages.append({"role": "assistant", "content": answer(earlier.country, capitals[earlier.country])})
         messages.append({"role": "user", "content": question.text()})
         examples.append(
             {

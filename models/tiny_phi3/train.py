@@ -112,19 +112,14 @@ def encode(chat: Sequence[Message], tokenizer: PreTrainedTokenizerFast) -> tuple
     return ids, labels
 
 
-def make_batches(
-    chats: Sequence[Sequence[Message]], tokenizer: PreTrainedTokenizerFast, recipe: Recipe
-) -> list[Batch]:
+def make_batches(chats: Sequence[Sequence[Message]], tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> list[Batch]:
     """Return *chats* in shuffled batches of up to tokens_per_step tokens, chats of like length together."""
     encoded = sorted((encode(chat, tokenizer) for chat in chats), key=lambda pair: len(pair[0]))
     batches, start = [], 0
     while start < len(encoded):
         size = 1
         # Sorted: the last chat is the longest, so it decides the width of the batch.
-        while (
-            start + size < len(encoded)
-            and (size + 1) * len(encoded[start + size][0]) <= recipe.tokens_per_step
-        ):
+        while start + size < len(encoded) and (size + 1) * len(encoded[start + size][0]) <= recipe.tokens_per_step:
             size += 1
         rows = encoded[start : start + size]
         width = len(rows[-1][0])
@@ -132,7 +127,7 @@ def make_batches(
         labels = [labels + [IGNORED] * (width - len(labels)) for _, labels in rows]
         batches.append(Batch(torch.tensor(ids), torch.tensor(labels)))
         start += size
-    random.Random(f"batches {recipe.seed}").shuffle(batches)
+    random.Random(f"batches {recipe.seed}").shuffle(batches)  # noqa: S311  # seeded on purpose
     return batches
 
 
@@ -258,22 +253,15 @@ def describe(
 def cpu_name() -> str:
     """Return what Linux calls the processor, or the architecture elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        re.findall(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
-    )
+    names = re.findall(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
     return names[0] if names else platform.machine()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, default=HERE, help="folder for the checkpoint (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--task", type=Path, default=TASK, help="file for the evaluation task (default: %(default)s)"
-    )
+    """Make the data, train, check, write; return 1 if too few answers were right."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for the checkpoint (default: %(default)s)")
+    parser.add_argument("--task", type=Path, default=TASK, help="file for the evaluation task (default: %(default)s)")
     args = parser.parse_args()
     recipe = Recipe()
     make_deterministic(recipe)
@@ -283,9 +271,7 @@ def main() -> int:
     args.task.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(example, ensure_ascii=False) + "\n" for example in corpus.examples]
     args.task.write_text("".join(lines), encoding="utf-8")
-    print(
-        f"{len(corpus.chats):,} chats to learn from; {len(corpus.examples)} kept-out questions: {args.task}"
-    )
+    print(f"{len(corpus.chats):,} chats to learn from; {len(corpus.examples)} kept-out questions: {args.task}")
 
     texts = (message["content"] for chat in corpus.chats for message in chat)
     tokenizer = build_tokenizer(texts, recipe.vocab_size, recipe.context)

@@ -1,5 +1,6 @@
-"""Artifacts as folders: in place where the store is on this machine, otherwise a copy that is gone afterwards."""
+"""Artifacts: as folders, and as a list by which it is seen later whether they are all still there."""
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,14 +8,68 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from steps.flow.files import describe, files_below
+
+ARTIFACTS = "artifacts.json"
+"""The list of a run's artifacts, with sizes, and hashes where the store is on this machine."""
 
 
 @contextmanager
 def as_folder(artifact_uri: str) -> Iterator[Path]:
-    """Yield the folder of artifacts at *artifact_uri*, as a run or a logged model states its own; read, never write."""
-    parsed = urlparse(artifact_uri)
-    if parsed.scheme in ("", "file"):
-        yield Path(unquote(parsed.path))
+    """Yield the folder of artifacts at *artifact_uri*, as a run or a logged model states its own; read, never write.
+
+    In place where the store is on this machine, otherwise a copy that is gone afterwards.
+    """
+    folder = _local_folder(artifact_uri)
+    if folder is not None:
+        yield folder
         return
     with tempfile.TemporaryDirectory() as copy:
         yield Path(mlflow.artifacts.download_artifacts(artifact_uri=artifact_uri, dst_path=copy))
+
+
+def record_artifacts(run: Run) -> None:
+    """Log the list of everything that *run* has logged."""
+    mlflow.log_dict(_list(run), ARTIFACTS)
+
+
+def missing_artifact(run: Run) -> str | None:
+    """Return what is wrong with the artifacts of *run*, or None when all are as they were when it finished."""
+    try:
+        stated = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{ARTIFACTS}"))
+    except (OSError, MlflowException, ValueError):
+        return f"its {ARTIFACTS} cannot be read"
+    found = _list(run)
+    for path, facts in stated.items():
+        if path not in found:
+            return f"its artifact {path} is missing"
+        if found[path] != facts:
+            return f"its artifact {path} has changed"
+    return None
+
+
+def _list(run: Run) -> dict[str, list[object]]:
+    """Return [size in bytes, sha256 or None] of each artifact of *run*, by path."""
+    folder = _local_folder(run.info.artifact_uri)
+    if folder is None:
+        # Hashing would fetch everything; a store that is a service checks what it keeps.
+        return {path: [size, None] for path, size in _walk(run.info.run_id, None) if path != ARTIFACTS}
+    files = describe((path for path in files_below(folder) if path.name != ARTIFACTS), folder)
+    return {file.path: [file.size, file.sha256] for file in files}
+
+
+def _walk(run_id: str, folder: str | None) -> Iterator[tuple[str, int]]:
+    for item in MlflowClient().list_artifacts(run_id, folder):
+        if item.is_dir:
+            yield from _walk(run_id, item.path)
+        else:
+            yield item.path, item.file_size or 0
+
+
+def _local_folder(artifact_uri: str) -> Path | None:
+    parsed = urlparse(artifact_uri)
+    return Path(unquote(parsed.path)) if parsed.scheme in ("", "file") else None

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from steps.flow.advice import advise
 from steps.flow.errors import ConfigError, StepError
+from steps.flow.processes import watch_launcher
 from steps.flow.schema import ROOT, Config, holds_text, to_config
 from steps.flow.tracking import settle_store
 
@@ -51,7 +52,9 @@ def reporting(name: str) -> Iterator[None]:
 
     Exits with 2 and one line for a ConfigError, with 1 and one line for a StepError; other exceptions keep their trace.
     """
-    signal.signal(signal.SIGTERM, _exit_on_signal)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit_on_signal)
+    watch_launcher()
     settle_store()
     try:
         yield

@@ -4,11 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.projects.utils import get_or_create_run, get_run_env_vars, load_project
 
@@ -23,20 +27,30 @@ GRACE_SECONDS = 5
 class StepResult:
     """How a step went: `status` of its run, wall `seconds`, and what it handed over."""
 
-    step: str
     run_id: str
     status: str
     seconds: float
-    outputs: dict[str, str] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, object]:
-        """Return what `flow.json` keeps."""
-        return asdict(self)
+    outputs: dict[str, str]
 
 
-def inputs_of(step: str) -> list[str]:
-    """Return the keys of the runs that *step* builds on: the parameters that MLproject declares, less `overrides`."""
-    return [key for key in load_project(str(ROOT)).get_entry_point(step).parameters if key != "overrides"]
+@contextmanager
+def one_at_a_time(fingerprint: str, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of *fingerprint* on this machine; call *waiting* once when another process has it.
+
+    The kernel frees the lock of a process that dies.
+    """
+    folder = Path(tempfile.gettempdir()) / f"slm-project-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    lock = FileLock(folder / f"{fingerprint}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        lock.acquire(poll_interval=0.5)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def launch(step: str, parameters: dict[str, str]) -> StepResult:
@@ -57,9 +71,10 @@ def launch(step: str, parameters: dict[str, str]) -> StepResult:
     seconds = time.monotonic() - started
     closed = client.get_run(run_id)
     if closed.info.status == "RUNNING":
-        client.set_terminated(run_id, "KILLED" if code < 0 else "FAILED")
+        # A shell between the two reports a signal as 128 and more.
+        client.set_terminated(run_id, "KILLED" if code < 0 or code > 128 else "FAILED")
         closed = client.get_run(run_id)
-    return StepResult(step, run_id, closed.info.status, seconds, outputs(closed))
+    return StepResult(run_id, closed.info.status, seconds, outputs(closed))
 
 
 def _run(command: str, environment: dict[str, str]) -> int:

@@ -18,7 +18,8 @@ from mlflow.models import Model
 
 from steps.flow.artifacts import as_folder
 from steps.flow.errors import StepError
-from steps.flow.snapshot import File, describe, digest
+from steps.flow.files import File, describe, digest, files_below
+from steps.flow.fingerprint import DIGEST
 from steps.flow.tracking import outputs
 
 MODEL_MANIFEST = "model_manifest.json"
@@ -40,7 +41,9 @@ def record_model(model_uri: str, folder: Path) -> None:
     """Log, on the active run, every file of the model at *model_uri*, which lies in *folder*."""
     files = _files(folder)
     mlflow.log_dict({"model_uri": model_uri, "files": [asdict(file) for file in files]}, MODEL_MANIFEST)
-    mlflow.set_tag(CONTENT, _content_digest(files, folder))
+    # LICENSE.txt names the folder that the model was logged from.
+    content = _content_digest(tuple(file for file in files if file.path != "LICENSE.txt"), folder)
+    mlflow.set_tags({CONTENT: content, DIGEST: content})
     mlflow.log_metric("model.bytes", sum(file.size for file in files))
 
 
@@ -70,7 +73,7 @@ def checked_model(run: Run) -> Iterator[tuple[str, Path]]:
 
 
 def _files(folder: Path) -> tuple[File, ...]:
-    return describe(sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in RENEWED), folder)
+    return describe((path for path in files_below(folder) if path.name not in RENEWED), folder)
 
 
 def _content_digest(files: tuple[File, ...], folder: Path) -> str:

@@ -10,7 +10,6 @@ from typing import Any, get_type_hints
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from steps.evaluation.gates import read_gates
 from steps.flow.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +25,22 @@ INPUTS = {
     "evaluate_run_id": "evaluate",
 }
 """For each key that names a run to build on: the step that makes such runs. MLproject says which step needs which."""
+
+
+def inputs_of(step: str) -> list[str]:
+    """Return the keys of the runs that *step* builds on: what MLproject declares for it, less `overrides`."""
+    entry_points = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))["entry_points"]
+    return [key for key in entry_points[step]["parameters"] if key in INPUTS]
+
+
+READS = {
+    "fetch_model": ("model", "fetch_model"),
+    "build_pipeline_wrapper": ("build_pipeline_wrapper", "question"),
+    "build_onnx_wrapper": ("build_onnx_wrapper", "model.name", "question"),
+    "evaluate": ("evaluate", "model.name", "seed"),
+    "register": ("register", "question"),
+}
+"""The parts of the configuration that a step reads, and so depends on; nothing else of it may change its result."""
 
 CANDIDATES = {"pipeline": "pipeline_run_id", "onnx": "onnx_run_id"}
 """The models that are measured against each other, and the keys that name the runs which built them."""
@@ -152,6 +167,8 @@ class Config:
     question: str
     seed: int
     steps: list[str]
+    reuse: bool
+    plan: bool
     fetch_run_id: str | None
     pipeline_run_id: str | None
     onnx_run_id: str | None
@@ -190,6 +207,19 @@ def _missing_keys(node: object, prefix: str = "") -> Iterator[str]:
 def to_dict(config: Config) -> dict[str, Any]:
     """Return *config* as nested dictionaries of plain values."""
     return asdict(config, dict_factory=lambda items: {k: v.value if isinstance(v, Enum) else v for k, v in items})
+
+
+def flat_dict(config: Config) -> dict[str, Any]:
+    """Return *config* as plain values by dotted key."""
+    return dict(_flatten(to_dict(config)))
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def to_yaml(config: Config) -> str:
@@ -241,10 +271,6 @@ def check(config: Config) -> None:
         "evaluate.limit": config.evaluate.limit,
     }.items():
         _require(value is None or value >= 1, key, value, "at least 1")
-    try:
-        read_gates(config.evaluate.gates)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     name = config.register.name
     _require(
         re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) is not None,

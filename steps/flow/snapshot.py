@@ -4,28 +4,35 @@ Weights are not copied from step to step. fetch_model logs a manifest; a later s
 files again where the manifest says they may be, and hashes every one before anybody uses it.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlflow
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+import yaml
+from huggingface_hub import metadata_load
 from mlflow.entities import Run
 
 from steps.flow.artifacts import as_folder
 from steps.flow.errors import StepError
+from steps.flow.files import File, hash_file
 
 MANIFEST = "snapshot/manifest.json"
 FILES = "snapshot/files"
 """Where a run keeps the manifest, and the files of a small snapshot."""
 
+PAPERS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
+"""The card and the licence of a model, by which it may be passed on."""
+
+INDEX = "model.safetensors.index.json"
+"""The file that says which of several files holds which weight."""
+
 NEEDED = (
-    "*.safetensors",
-    "*.safetensors.index.json",
+    # Not *.safetensors: a repository may hold the same weights a second time, in a layout of its maker's.
+    "model*.safetensors",
+    INDEX,
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -36,20 +43,9 @@ NEEDED = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
-    "README.md",
-    "LICENSE*",
-    "NOTICE*",
+    *PAPERS,
 )
-"""The files of a checkpoint that are used. Never pickled weights, never code."""
-
-
-@dataclass(frozen=True)
-class File:
-    """One file: its path inside the snapshot, its size in bytes, and its sha256 in hex."""
-
-    path: str
-    size: int
-    sha256: str
+"""The files of a checkpoint that are used, all in its top folder. Never pickled weights, never code."""
 
 
 @dataclass(frozen=True)
@@ -84,67 +80,63 @@ class Manifest:
 
 def needed_files(folder: Path) -> list[Path]:
     """Return the files of *folder* that belong to a snapshot, sorted by path."""
-    return sorted(
-        {path for pattern in NEEDED for path in folder.glob(pattern) if path.is_file() and path.suffix != ".py"}
-    )
+    return sorted({path for pattern in NEEDED for path in folder.glob(pattern) if path.is_file()})
 
 
-def hash_file(path: Path) -> str:
-    """Return the sha256 of the file at *path*, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def require_weights(folder: Path) -> None:
+    """Raise StepError unless *folder* holds safetensors, and every one that its index names."""
+    if not any(path.suffix == ".safetensors" for path in needed_files(folder)):
+        msg = f"{folder} holds no model*.safetensors: save the checkpoint with save_pretrained(safe_serialization=True)"
+        raise StepError(msg)
+    index = folder / INDEX
+    if not index.is_file():
+        return
+    try:
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{index} is not an index of safetensors ({error!r}): save the checkpoint again"
+        raise StepError(msg) from error
+    if absent := sorted(shards - {path.name for path in needed_files(folder)}):
+        msg = f"{index} names {absent[0]}, which is not among the model*.safetensors beside it: complete the checkpoint"
+        raise StepError(msg)
 
 
-def hash_text(text: str) -> str:
-    """Return the sha256 of *text* in UTF-8, in hex."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def describe(paths: list[Path], folder: Path) -> tuple[File, ...]:
-    """Return a File for each of *paths*, which lie below *folder*."""
-    return tuple(File(path.relative_to(folder).as_posix(), path.stat().st_size, hash_file(path)) for path in paths)
-
-
-def digest(files: tuple[File, ...]) -> str:
-    """Return one sha256, in hex, over the names and contents of *files*."""
-    return hashlib.sha256("".join(f"{file.sha256}  {file.path}\n" for file in files).encode()).hexdigest()
+def licence_of(folder: Path) -> str | None:
+    """Return the licence that the model card in *folder* states, or None where it states none that can be read."""
+    try:
+        licence = (metadata_load(folder / "README.md") or {}).get("license")
+    except (FileNotFoundError, ValueError, yaml.YAMLError):
+        return None
+    return licence if isinstance(licence, str) else None
 
 
 @contextmanager
 def present(fetch: Run) -> Iterator[tuple[Manifest, Path]]:
     """Yield the manifest that the fetch_model run *fetch* logged, and a folder that holds what it states.
 
-    Tried in turn: the run's own artifacts, the folder it was fetched from, the hub's cache and then the hub, at the
-    commit of the manifest. Raises StepError when the files are nowhere to be had, or are not those of the manifest.
+    The files are the run's own artifacts where it logged them; otherwise they are in the folder it read, or in the
+    hub's cache, where what is missing or has changed is downloaded again, at the commit of the manifest. Raises
+    StepError when they are nowhere to be had, or are not those of the manifest.
     """
+    # The hub's module needs this one.
+    from steps.flow.hub import restore
+
     manifest = Manifest.from_json(mlflow.artifacts.load_text(f"{fetch.info.artifact_uri}/{MANIFEST}"))
-    with _folder_of(manifest, fetch) as folder:
-        verify(manifest, folder)
-        yield manifest, folder
-
-
-def _folder_of(manifest: Manifest, fetch: Run) -> AbstractContextManager[Path]:
     logged = mlflow.artifacts.list_artifacts(run_id=fetch.info.run_id, artifact_path="snapshot")
     if any(item.path == FILES for item in logged):
-        return as_folder(f"{fetch.info.artifact_uri}/{FILES}")
-    if manifest.source == "hub":
-        return nullcontext(download(manifest.location, manifest.revision, [file.path for file in manifest.files]))
-    return nullcontext(Path(manifest.location))
-
-
-def download(repository: str, commit: str, paths: list[str], *, offline: bool = False) -> Path:
-    """Return a folder with *paths* of *repository* at *commit*, from the hub's cache or the hub. Raises StepError."""
-    try:
-        return Path(snapshot_download(repository, revision=commit, allow_patterns=paths, local_files_only=offline))
-    except LocalEntryNotFoundError as error:
-        where = (
-            "the hub's cache (fetch_model.offline=true)" if offline else "the hub's cache, and the hub does not answer"
-        )
-        msg = f"{repository}@{commit} is not in {where}: fetch it while online"
-        raise StepError(msg) from error
-    except HfHubHTTPError as error:
-        msg = f"the hub refused {repository}@{commit}: {str(error).splitlines()[0]}"
-        raise StepError(msg) from error
+        with as_folder(f"{fetch.info.artifact_uri}/{FILES}") as folder:
+            verify(manifest, folder)
+            yield manifest, folder
+    elif manifest.source == "hub":
+        yield manifest, restore(manifest)
+    else:
+        folder = Path(manifest.location)
+        if not folder.is_dir():
+            fact = f"{folder}, which fetch_model read in run {fetch.info.run_id}, is not on this machine"
+            msg = f"{fact}: put it back, or run fetch_model here with -P model.path=<where the checkpoint is>"
+            raise StepError(msg)
+        verify(manifest, folder)
+        yield manifest, folder
 
 
 def verify(manifest: Manifest, folder: Path) -> None:
@@ -154,7 +146,10 @@ def verify(manifest: Manifest, folder: Path) -> None:
         if not path.is_file():
             msg = f"{path} is missing: run fetch_model again"
             raise StepError(msg)
-        if path.stat().st_size != file.size or (found := hash_file(path)) != file.sha256:
-            found = f"{path.stat().st_size} bytes" if path.stat().st_size != file.size else f"sha256 {found}"
-            msg = f"{path} has {found}, not {file.size} bytes with sha256 {file.sha256}: run fetch_model again"
+        size = path.stat().st_size
+        if size != file.size:
+            msg = f"{path} has {size} bytes, not {file.size}: run fetch_model again"
+            raise StepError(msg)
+        if (found := hash_file(path)) != file.sha256:
+            msg = f"{path} has sha256 {found}, not {file.sha256}: run fetch_model again"
             raise StepError(msg)

@@ -4,6 +4,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -12,9 +13,12 @@ from mlflow import ActiveRun, MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from steps.flow.artifacts import record_artifacts
 from steps.flow.errors import StepError
+from steps.flow.fingerprint import FACTS, FINGERPRINT, fingerprint
+from steps.flow.processes import PROCESS, process_tag
 from steps.flow.provenance import provenance_tags
-from steps.flow.schema import INPUTS, Config, to_dict
+from steps.flow.schema import INPUTS, READS, Config, flat_dict, inputs_of
 
 OUTPUT = "output."
 """The prefix of the tags by which a step hands over what it made: `output.<name>` holds a URI."""
@@ -58,18 +62,33 @@ def _has_run(database: Path, run_id: str | None) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class StepRun:
+    """A step's own run, and the finished runs it builds on, by their keys in INPUTS."""
+
+    run: ActiveRun
+    inputs: dict[str, Run]
+
+
 @contextmanager
-def step_run(step: str, config: Config) -> Iterator[ActiveRun]:
+def step_run(step: str, config: Config) -> Iterator[StepRun]:
     """Open the run of *step*: the one that MLflow made for this process, or a new one.
 
-    Its status follows the body: FINISHED, FAILED after an error, KILLED after a signal.
+    Its status follows the body: FINISHED, FAILED after an error, KILLED after a signal. Before the body it gets its
+    fingerprint, after it the list of its artifacts. Raises StepError when a run it builds on cannot be used.
     """
     run = mlflow.start_run(run_name=step)
     status = "FAILED"
     try:
-        mlflow.set_tags({"mlflow.runName": step, "step": step, **provenance_tags(config.seed)})
-        log_new_params(run, config, [step] if step in config.__dataclass_fields__ else None)
-        yield run
+        mlflow.set_tags({"mlflow.runName": step, "step": step, PROCESS: process_tag(), **provenance_tags(config.seed)})
+        log_new_params(run, config, READS.get(step, ("",)))
+        inputs = {key: input_run(key, config) for key in inputs_of(step)}
+        if step in READS:
+            facts = fingerprint(step, config, inputs)
+            mlflow.set_tag(FINGERPRINT, facts.value)
+            mlflow.log_text(facts.to_json(), FACTS)
+        yield StepRun(run, inputs)
+        record_artifacts(run)
         status = "FINISHED"
     except (SystemExit, KeyboardInterrupt):
         status = "KILLED"
@@ -78,21 +97,14 @@ def step_run(step: str, config: Config) -> Iterator[ActiveRun]:
         mlflow.end_run(status)
 
 
-def log_new_params(run: ActiveRun, config: Config, sections: list[str] | None) -> None:
-    """Log *config*, or its *sections* alone, as parameters.
+def log_new_params(run: ActiveRun, config: Config, parts: tuple[str, ...]) -> None:
+    """Log, of *config*, the keys in *parts* as parameters; `""` is all of it.
 
     MLflow has logged what came by -P already, quoted for a shell, and a parameter cannot change: those stay.
     """
     logged = set(MlflowClient().get_run(run.info.run_id).data.params)
-    flat = _flatten({key: value for key, value in to_dict(config).items() if sections is None or key in sections})
+    flat = {key: value for key, value in flat_dict(config).items() if key.startswith(parts)}
     mlflow.log_params({key: value for key, value in flat.items() if key not in logged and value is not None})
-
-
-def _flatten(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def set_output(name: str, value: str) -> None:

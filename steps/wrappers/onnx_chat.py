@@ -55,7 +55,7 @@ def chat_signature() -> ModelSignature:
     """Return the signature of interface=chat: MLflow's llm/v1/chat, with the fields that are served here."""
     served = ("messages", "temperature", "max_tokens", "n", "stream", "top_p", "top_k")
     columns = [column for column in CHAT_MODEL_INPUT_SCHEMA.inputs if column.name in served]
-    anything = AnyType()  # type: ignore[no-untyped-call]
+    anything = AnyType()
     columns += [
         ColSpec(anything, "stop", required=False),  # a string or a list of strings
         ColSpec(DataType.long, "seed", required=False),
@@ -188,10 +188,12 @@ def read_messages(row: Row) -> list[Message]:
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
         refuse(f"messages={brief(messages)} is not a list of at least 1 message")
+    checked = []
     for index, message in enumerate(messages):
         here = f"messages[{index}]"
         if not isinstance(message, dict):
             refuse(f"{here}={brief(message)} is not an object with role and content")
+        message = {key: value for key, value in message.items() if value is not None}
         for key, value in message.items():
             if key not in ("role", "content", "name"):
                 refuse(f"{here}.{key}={brief(value)} is not supported; role, content and name are")
@@ -201,7 +203,8 @@ def read_messages(row: Row) -> list[Message]:
             refuse(f"{here}.role={brief(message.get('role'))} is not one of system, user, assistant")
         if not message.get("content"):
             refuse(f"{here}.content={brief(message.get('content'))} is not a string of at least 1 character")
-    return messages
+        checked.append(message)
+    return checked
 
 
 def read_rows(model_input: object) -> list[dict[str, Any]]:
@@ -294,7 +297,7 @@ class Text:
         longest_first = sorted((text for text in control if len(text) > 1), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)))
 
-        self.hidden_ids = frozenset(token["id"] for token in special)
+        self._special_ids = frozenset(token["id"] for token in special)
         byte_tokens = (self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
         self.byte_ids = frozenset(token for token in byte_tokens if token is not None)
 
@@ -315,16 +318,14 @@ class Text:
             refuse("messages: this model has no chat template; log it with interface=prompt")
         safe = [{key: self._disarm(value) for key, value in message.items()} for message in messages]
         try:
-            prompt = self._template.render(
-                messages=safe, tools=None, documents=None, add_generation_prompt=True, **self._named
-            )
+            prompt = self._render(safe)
         except TemplateError as error:
             refuse(f"messages: the model's chat template says: {error}")
         for index, message in enumerate(safe):
-            # A template may leave out an assistant's earlier reasoning, but not what system and user say.
-            if message["role"] != "assistant" and message["content"].strip() not in prompt:
-                role = message["role"]
-                refuse(f"messages[{index}].role={role!r} is one that the model's chat template leaves out")
+            # A template without a system role either raises or stays silent about it.
+            with contextlib.suppress(TemplateError):
+                if message["role"] == "system" and self._render(safe[:index] + safe[index + 1 :]) == prompt:
+                    refuse(f"messages[{index}].role='system' is one that the model's chat template leaves out")
         return list(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
 
     def encode_prompt(self, prompt: str) -> list[int]:
@@ -336,6 +337,16 @@ class Text:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of *ids* without control tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def has_text(self, token: int) -> bool:
+        """Return whether *token* is shown: not a control token, nor one that only fills up the vocabulary."""
+        return token not in self._special_ids and self._tokenizer.id_to_token(token) is not None
+
+    def _render(self, messages: list[Message]) -> str:
+        assert self._template is not None
+        return self._template.render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._named
+        )
 
     def _disarm(self, text: str) -> str:
         while self._control.search(text):  # again: breaking one look-alike may uncover one that overlaps it
@@ -357,7 +368,7 @@ class TextStream:
 
     def push(self, token: int) -> None:
         """Add *token*, and settle the text up to the last character that is sure."""
-        if token in self._text.hidden_ids:
+        if not self._text.has_text(token):
             return
         self._ids.append(token)
         # A run of byte tokens with one wrong byte is wrong from its first byte on: wait for its end.
@@ -374,9 +385,7 @@ class TextStream:
 
     def _settle(self, news: str) -> None:
         self.settled += news
-        if news:
-            self._start = self._read
-        self._read = len(self._ids)
+        self._start, self._read = self._read, len(self._ids)
 
 
 class Answer:
@@ -415,7 +424,9 @@ class Answer:
             self.end("stop" if is_end or met_stop else "length")
 
     def end(self, reason: str, error: str | None = None) -> None:
-        """End with a finish reason, or with "refused", "failed" or "cancelled" and what there is to say."""
+        """End, unless that has happened, with a finish reason, or "refused", "failed", "cancelled" and why."""
+        if self.finished.is_set():
+            return
         self.error = error
         self.finish_reason = reason
         self.finished.set()
@@ -477,8 +488,7 @@ class Engine:
             yield
         finally:
             for answer in answers:
-                if not answer.finished.is_set():
-                    answer.end("cancelled")
+                answer.end("cancelled")
 
 
 def _stop(thread: threading.Thread, stopping: threading.Event, inbox: queue.SimpleQueue[list[Answer]]) -> None:
@@ -528,17 +538,18 @@ class _Worker:
         """Generate batch after batch of what comes in, until `stopping` is set."""
         waiting: list[Answer] = []
         while not self.stopping.is_set():
+            waiting = [answer for answer in waiting if not answer.finished.is_set()]
             if not waiting or not self.inbox.empty():
                 waiting += self.inbox.get()
                 continue
             batch = self.next_batch(waiting)
-            waiting = [answer for answer in waiting if answer not in batch]
+            reason = "this model was closed: load it again"
             try:
                 self.generate(batch)
             except Exception as error:  # noqa: BLE001  # a failed batch must not end the thread
                 reason = f"onnxruntime-genai: {str(error).partition(chr(10))[0]}"
-                for answer in batch:
-                    answer.end("failed", reason)
+            for answer in batch:
+                answer.end("failed", reason)  # means those alone that have not ended
         while not self.inbox.empty():
             waiting += self.inbox.get()
         for answer in waiting:
@@ -548,6 +559,8 @@ class _Worker:
         """Return the answer that has waited longest, and those after it that can share a batch with it."""
         batch = waiting[:1]
         for answer in waiting[1:]:
+            if len(batch) == self.max_batch:
+                break
             if self._fits([*batch, answer]):
                 batch.append(answer)
         return batch
@@ -556,8 +569,7 @@ class _Worker:
         prompts = [len(answer.request.prompt) for answer in batch]
         row = max(prompts) + max(answer.request.max_tokens for answer in batch)
         return (
-            len(batch) <= self.max_batch
-            and row <= self.context
+            row <= self.context
             and row * len(batch) <= self.max_batch_tokens
             and max(prompts) <= 2 * min(prompts) + 32  # og computes padding as if it were text
             and all(answer.request.json_schema is None for answer in batch)  # og: one grammar, one row
@@ -622,9 +634,9 @@ def _sampled(logits: npt.NDArray[np.float32], request: Request, random: np.rando
         outside |= scaled < np.partition(scaled, -request.top_k)[-request.top_k]
     if request.top_p < 1:
         weights = np.where(outside, 0, np.exp(scaled))
-        order = np.argsort(-weights)
-        before = np.cumsum(weights[order]) - weights[order]
-        outside[order[1:]] |= before[1:] >= request.top_p * weights.sum()
+        falling = np.sort(weights)[::-1]
+        reached = np.searchsorted(falling.cumsum(dtype=np.float64), request.top_p * weights.sum(dtype=np.float64))
+        outside |= weights < falling[min(int(reached), falling.size - 1)]
     noise = np.log(np.maximum(random.standard_exponential(scaled.size, dtype=np.float32), 1e-30))
     return np.asarray(scaled - noise - np.float32(1e6) * outside, dtype=np.float32)
 
@@ -711,8 +723,9 @@ class OnnxChatModel(PythonModel):
         rows = read_rows(model_input)
         if not self.is_chat:
             # {"prompt": ["a", "b"]} arrives as one row with a list.
-            lists = [row["prompt"] if isinstance(row["prompt"], list) else [row["prompt"]] for row in rows]
             shared = read_rows(params or {})[0]
+            prompts = [row.get("prompt") for row in rows]
+            lists = [prompt if isinstance(prompt, list) else [prompt] for prompt in prompts]
             rows = [{**shared, "prompt": prompt} for prompts in lists for prompt in prompts]
         requests = []
         for index, row in enumerate(rows):
@@ -735,10 +748,10 @@ class OnnxChatModel(PythonModel):
             refuse(f"stream={brief(row['stream'])} is not for predict; predict_stream streams")
         if self.is_chat:
             prompt = self.text.encode_chat(read_messages(row))
-        elif isinstance(row["prompt"], str):
+        elif isinstance(row.get("prompt"), str):
             prompt = self.text.encode_prompt(row["prompt"])
         else:
-            refuse(f"prompt={brief(row['prompt'])} is not a string")
+            refuse(f"prompt={brief(row.get('prompt'))} is not a string")
         return read_request(row, prompt, self.engine.context, self.max_tokens)
 
     def _completion(self, choices: list[Answer]) -> dict[str, Any]:

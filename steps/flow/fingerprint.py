@@ -1,0 +1,141 @@
+"""What the result of a step depends on: as one hash to find it again by, and as the facts behind it to compare.
+
+The source of the step and of every module of ours that it imports, the part of the configuration that it reads, what
+goes into it, and the lock. Not the machine, the time, or who asked.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mlflow.entities import Run
+
+from steps.flow.files import describe, digest, hash_file, hash_text
+from steps.flow.schema import INPUTS, READS, ROOT, Config, Source, flat_dict, project_path
+from steps.flow.snapshot import needed_files
+
+FINGERPRINT = "step.fingerprint"
+"""The tag that holds a run's fingerprint."""
+
+FACTS = "fingerprint.json"
+"""The artifact that holds the facts behind it."""
+
+DIGEST = "digest"
+"""The tag that holds the hash of what a run hands over: it stands for the run in the fingerprints of later steps."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The facts: sha256 of each source by path, configuration by dotted key, hash of each input, hash of the lock."""
+
+    step: str
+    sources: dict[str, str]
+    config: dict[str, object]
+    inputs: dict[str, str]
+    lock: str
+
+    @property
+    def value(self) -> str:
+        """One sha256 over the facts, in hex."""
+        return hash_text(self.to_json())
+
+    def to_json(self) -> str:
+        """Return the facts as JSON text; equal facts give equal text."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Fingerprint":
+        """Return what `to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+def fingerprint(step: str, config: Config, inputs: Mapping[str, Run]) -> Fingerprint:
+    """Return the fingerprint of *step* with *config* on the runs *inputs*, by their keys in INPUTS."""
+    flat = flat_dict(config)
+    read = {key: value for key, value in flat.items() if any(f"{key}.".startswith(f"{part}.") for part in READS[step])}
+    digests = {key: run.data.tags.get(DIGEST, run.info.run_id) for key, run in inputs.items()}
+    return Fingerprint(
+        step,
+        {path.relative_to(ROOT).as_posix(): hash_file(path) for path in sorted(sources_of(f"steps.{step}"))},
+        read,
+        digests | _files(step, config),
+        hash_file(ROOT / "requirements.txt"),
+    )
+
+
+def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
+    """Return what changed from *old* to *new*, each in a few words: `block_size 32 → 128`, `x.py changed`."""
+    changes = []
+    for key in sorted(old.config.keys() | new.config.keys()):
+        before, after = old.config.get(key), new.config.get(key)
+        if before != after:
+            changes.append(f"{key.rpartition('.')[2]} {before} → {after}")
+    for path in sorted(old.sources.keys() | new.sources.keys()):
+        if old.sources.get(path) != new.sources.get(path):
+            changes.append(f"{path} changed")
+    for key in sorted(old.inputs.keys() | new.inputs.keys()):
+        if old.inputs.get(key) != new.inputs.get(key):
+            changes.append(f"input {_input_name(key)} changed")
+    if old.lock != new.lock:
+        changes.append("requirements.txt changed")
+    return changes
+
+
+def sources_of(module: str) -> set[Path]:
+    """Return the files of *module*, of every module of ours that it imports, transitively, and what lies beside them.
+
+    Beside them: files that are not Python, such as a report's template. Read, not imported: nothing is executed.
+    """
+    found: set[Path] = set()
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        path = _file_of(name)
+        if path is None or path in found:
+            continue
+        found.add(path)
+        found |= {file for file in path.parent.iterdir() if file.is_file() and file.suffix not in (".py", ".pyc")}
+        todo += [name.rpartition(".")[0], *_imports(path)]
+    return found
+
+
+def _file_of(module: str) -> Path | None:
+    base = ROOT.joinpath(*module.split("."))
+    candidates = [base.with_suffix(".py"), base / "__init__.py"]
+    return next((path for path in candidates if module.startswith("steps") and path.is_file()), None)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _files(step: str, config: Config) -> dict[str, str]:
+    """Return the hash of each file of the user's that *step* reads, by the key that names it."""
+    if step == "evaluate":
+        return {"evaluate.task": hash_file(project_path(config.evaluate.task))}
+    if step == "fetch_model" and config.model.source is Source.local:
+        folder = project_path(str(config.model.path))
+        return {"model.path": digest(describe(needed_files(folder), folder))}
+    return {}
+
+
+def movable(step: str, config: Config) -> str | None:
+    """Return why the result of *step* can differ though its fingerprint is the same, or None when it cannot."""
+    revision = config.model.revision
+    if step == "fetch_model" and config.model.source is Source.hub and not re.fullmatch(r"[0-9a-f]{40}", str(revision)):
+        return f"model.revision={revision} is not a commit: it may have moved"
+    return None
+
+
+def _input_name(key: str) -> str:
+    return {"fetch_run_id": "snapshot", "model.path": "snapshot", "evaluate.task": "task"}.get(
+        key, INPUTS.get(key, key)
+    )

@@ -1,0 +1,74 @@
+"""Processes and the runs they are responsible for: none lives on without its caller, none leaves a run RUNNING.
+
+Every run says in its tags which process works on it. A process watches the one that started it, and ends when that is
+gone; what a SIGKILL left behind is marked when the next chain on this machine starts.
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+
+import psutil
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+PROCESS = "process"
+"""The tag that holds `<host> <pid> <start time>` of the process that works on a run."""
+
+WATCH_SECONDS = 0.5
+LAUNCHERS = ("mlflow", "steps.main", "steps.sweep")
+
+
+def process_tag() -> str:
+    """Return what identifies this process among all that ever ran on any machine."""
+    own = psutil.Process()
+    return f"{socket.gethostname()} {own.pid} {own.create_time():.2f}"
+
+
+def watch_launcher() -> None:
+    """End this process, with SIGTERM, soon after the `mlflow run` or chain above it is gone; return at once.
+
+    A process that was started by hand is not watched: it may outlive its terminal.
+    """
+    launcher = next((above for above in psutil.Process().parents() if _is_launcher(above)), None)
+    if launcher is not None:
+        threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
+
+
+def _is_launcher(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return False
+    return any(word in LAUNCHERS or word.endswith("/mlflow") for word in words) and "bash" not in words[:1]
+
+
+def _end_with(launcher: psutil.Process) -> None:
+    # is_running compares the start time too: another process with the same number is not the launcher.
+    while launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def close_abandoned_runs() -> list[Run]:
+    """Mark as KILLED every RUNNING run whose process, on this machine, is gone; return them."""
+    client = MlflowClient()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    running = client.search_runs(experiments, "attributes.status = 'RUNNING'")
+    abandoned = [run for run in running if _is_gone(run.data.tags.get(PROCESS, ""))]
+    for run in abandoned:
+        client.set_terminated(run.info.run_id, "KILLED")
+    return abandoned
+
+
+def _is_gone(tag: str) -> bool:
+    host, _, rest = tag.partition(" ")
+    pid, _, started = rest.partition(" ")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" != started
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,85 @@
+"""Does a step have to run? Not if a finished run has its fingerprint, and all that it made is still there."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from steps.flow.artifacts import missing_artifact
+from steps.flow.errors import StepError
+from steps.flow.fingerprint import FACTS, FINGERPRINT, Fingerprint, differences, movable
+from steps.flow.logged_model import checked_model
+from steps.flow.schema import Config
+from steps.flow.tracking import outputs
+
+LOGGED_MODEL = re.compile(r"models:/m-\w+")
+VERSION = re.compile(r"models:/([^/]+)/(\d+)")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`reused`: the run to use, or None when the step has to run. `reason`: why, in a few words."""
+
+    reused: Run | None
+    reason: str
+
+
+def decide(facts: Fingerprint, config: Config, *, always_look: bool = False) -> Decision:
+    """Return whether the step of *facts* has to run.
+
+    Any finished, complete run in the store with the same fingerprint will do, whoever made it; with `reuse=false` none
+    does, unless *always_look*.
+    """
+    if not config.reuse and not always_look:
+        return Decision(None, "reuse=false")
+    if why := movable(facts.step, config):
+        return Decision(None, why)
+    damage = None
+    for run in _finished_runs(f"tags.`{FINGERPRINT}` = '{facts.value}'"):
+        found = damage_of(run)
+        if found is None:
+            return Decision(run, f"same fingerprint as run {run.info.run_id}")
+        damage = damage or f"run {run.info.run_id} cannot be reused: {found}"
+    return Decision(None, damage or _what_changed(facts))
+
+
+def damage_of(run: Run) -> str | None:
+    """Return what of the finished *run* is missing or has changed, or None when it is complete."""
+    if damage := missing_artifact(run):
+        return damage
+    for uri in outputs(run).values():
+        if LOGGED_MODEL.fullmatch(uri):
+            try:
+                with checked_model(run):
+                    pass
+            except (StepError, MlflowException, OSError) as error:
+                return str(error).partition(": run ")[0]
+        elif version := VERSION.fullmatch(uri):
+            try:
+                MlflowClient().get_model_version(*version.groups())
+            except MlflowException:
+                return f"{uri} is no longer registered"
+    return None
+
+
+def _what_changed(facts: Fingerprint) -> str:
+    """Return how *facts* differ from those of the newest finished run of the same step."""
+    for run in _finished_runs(f"tags.step = '{facts.step}'"):
+        try:
+            old = Fingerprint.from_json(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{FACTS}"))
+        except (OSError, MlflowException, ValueError, TypeError):
+            continue
+        return ", ".join(differences(old, facts)) or f"run {run.info.run_id} cannot be read"
+    return "no earlier run"
+
+
+def _finished_runs(condition: str) -> Iterator[Run]:
+    """Yield the finished runs of the whole store that fulfil *condition*, newest first."""
+    client = MlflowClient()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    condition = f"{condition} and attributes.status = 'FINISHED'"
+    yield from client.search_runs(experiments, condition, order_by=["attributes.end_time DESC"], max_results=20)

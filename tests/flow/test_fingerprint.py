@@ -1,0 +1,109 @@
+"""A fingerprint changes with what the result of a step depends on, and with nothing else."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from steps.flow.command_line import compose_config
+from steps.flow.fingerprint import Fingerprint, differences, fingerprint, movable, sources_of
+from steps.flow.schema import READS, ROOT, STEPS, Config
+
+
+def names(step: str) -> set[str]:
+    return {path.relative_to(ROOT).as_posix() for path in sources_of(f"steps.{step}")}
+
+
+def test_the_source_of_a_step_is_its_module_and_every_module_of_ours_that_it_imports() -> None:
+    assert {"steps/evaluate.py", "steps/evaluation/gates.py", "steps/flow/schema.py"} <= names("evaluate")
+    assert "steps/evaluation/estimates.py" in names("evaluate"), "imported by a module that evaluate imports"
+
+
+def test_a_template_beside_an_imported_module_belongs_to_the_source() -> None:
+    assert "steps/evaluation/report.html.jinja" in names("evaluate")
+
+
+def test_the_wrapper_that_travels_belongs_to_the_step_that_logs_it() -> None:
+    assert "steps/wrappers/onnx_chat.py" in names("build_onnx_wrapper")
+    assert "steps/wrappers/onnx_chat.py" not in names("build_pipeline_wrapper")
+
+
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "evaluate"])
+def test_a_change_of_the_evaluation_touches_evaluate_alone(step: str) -> None:
+    assert not [name for name in names(step) if name.startswith("steps/evaluation/")]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_change_of_the_chain_or_the_documentation_touches_no_step(step: str) -> None:
+    assert not names(step) & {"steps/main.py", "steps/flow/launch.py", "steps/flow/reuse.py", "README.md"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_reads_no_part_of_the_configuration_that_its_fingerprint_leaves_out(step: str) -> None:
+    tree = ast.parse((ROOT / "steps" / f"{step}.py").read_text())
+    read = {
+        ast.unparse(node).removeprefix("config.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("config.")
+    }
+    parts = {part.partition(".")[0] for part in READS[step]}
+    assert {key.partition(".")[0] for key in read} <= parts
+
+
+CHANGES = {
+    "fetch_model": ["fetch_model.log_files_mb=1"],
+    "build_pipeline_wrapper": ["build_pipeline_wrapper.max_new_tokens=9", "question=Why?"],
+    "build_onnx_wrapper": ["build_onnx_wrapper.block_size=64", "onnx=int8_cpu", "question=Why?"],
+    "evaluate": ["evaluate.limit=9", "seed=9", "evaluate.gates.onnx_accuracy.min=0.5"],
+    "register": ["register.name=other", "register.promote=true"],
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_value_changes_the_fingerprints_of_the_steps_that_read_it_and_no_others(step: str) -> None:
+    before = {each: fingerprint(each, compose_config([]), {}).value for each in STEPS}
+    for change in CHANGES[step]:
+        config = compose_config([change])
+        changed = {each for each in STEPS if fingerprint(each, config, {}).value != before[each]}
+        readers = {each for each in STEPS if change in CHANGES[each]} | {step}
+        assert readers <= changed <= readers | ({"register"} if change.startswith("question") else set())
+
+
+def test_the_same_facts_give_the_same_fingerprint() -> None:
+    assert fingerprint("evaluate", compose_config([]), {}) == fingerprint("evaluate", compose_config([]), {})
+
+
+def test_facts_read_back_as_they_were_written() -> None:
+    facts = fingerprint("build_onnx_wrapper", compose_config([]), {})
+    assert Fingerprint.from_json(facts.to_json()).value == facts.value
+
+
+def test_a_changed_question_file_changes_evaluate_and_says_so(tmp_path: Path) -> None:
+    task = tmp_path / "task.jsonl"
+    task.write_text("{}")
+    config = compose_config([f"evaluate.task={task}"])
+    before = fingerprint("evaluate", config, {})
+    task.write_text("{ }")
+    assert differences(before, fingerprint("evaluate", config, {})) == ["input task changed"]
+
+
+def test_differences_name_the_value_before_and_after() -> None:
+    old = fingerprint("build_onnx_wrapper", compose_config([]), {})
+    new = fingerprint("build_onnx_wrapper", compose_config(["build_onnx_wrapper.block_size=128"]), {})
+    assert differences(old, new) == ["block_size 32 → 128"]
+
+
+def test_differences_name_the_source_the_input_and_the_lock() -> None:
+    old = Fingerprint("evaluate", {"a.py": "1"}, {}, {"onnx_run_id": "1"}, "1")
+    new = Fingerprint("evaluate", {"a.py": "2"}, {}, {"onnx_run_id": "2"}, "2")
+    assert differences(old, new) == ["a.py changed", "input build_onnx_wrapper changed", "requirements.txt changed"]
+
+
+def hub_model(revision: str) -> Config:
+    return compose_config(["model=hub", "model.repo_id=some/model", f"model.revision={revision}"])
+
+
+def test_what_a_branch_gave_is_not_taken_for_what_it_gives_now() -> None:
+    assert movable("fetch_model", hub_model("main")) == "model.revision=main is not a commit: it may have moved"
+    assert movable("fetch_model", hub_model("0123456789" * 4)) is None
+    assert movable("build_onnx_wrapper", hub_model("main")) is None

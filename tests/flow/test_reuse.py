@@ -1,0 +1,99 @@
+"""A finished run is reused when it fits and is complete, and otherwise the reason is said."""
+
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlparse
+
+import mlflow
+import pytest
+from mlflow.entities import Run
+
+from steps.flow.artifacts import missing_artifact
+from steps.flow.command_line import compose_config
+from steps.flow.fingerprint import fingerprint
+from steps.flow.reuse import Decision, decide
+from steps.flow.tracking import step_run
+
+
+def make(*overrides: str) -> Run:
+    """Return a finished run of fetch_model with one artifact."""
+    with step_run("fetch_model", compose_config(list(overrides))) as step:
+        mlflow.log_text("what it made", "made/thing.txt")
+    return mlflow.get_run(step.run.info.run_id)
+
+
+def decision(*overrides: str) -> Decision:
+    config = compose_config(list(overrides))
+    return decide(fingerprint("fetch_model", config, {}), config)
+
+
+def test_the_first_time_there_is_no_earlier_run(store: str) -> None:
+    assert decision() == Decision(None, "no earlier run")
+
+
+def test_a_finished_run_that_fits_is_reused(store: str) -> None:
+    run = make()
+    found = decision()
+    assert found.reused is not None
+    assert found.reused.info.run_id == run.info.run_id
+
+
+def test_the_newest_of_several_is_reused(store: str) -> None:
+    make()
+    newest = make()
+    found = decision()
+    assert found.reused is not None
+    assert found.reused.info.run_id == newest.info.run_id
+
+
+def test_a_run_of_another_experiment_is_reused_too(store: str) -> None:
+    mlflow.set_experiment("another")
+    make()
+    mlflow.set_experiment("Default")
+    assert decision().reused is not None
+
+
+def test_a_changed_value_is_the_reason_to_run(store: str) -> None:
+    make()
+    assert decision("fetch_model.log_files_mb=1") == Decision(None, "log_files_mb 64.0 → 1.0")
+
+
+def test_with_reuse_false_nothing_is_reused(store: str) -> None:
+    make()
+    assert decision("reuse=false") == Decision(None, "reuse=false")
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED", "RUNNING"])
+def test_a_run_that_did_not_finish_is_not_reused(store: str, status: str) -> None:
+    run = make()
+    mlflow.MlflowClient().update_run(run.info.run_id, status)
+    assert decision() == Decision(None, "no earlier run")
+
+
+def test_a_run_that_failed_halfway_is_not_reused(store: str) -> None:
+    with pytest.raises(ValueError, match="half"), step_run("fetch_model", compose_config([])):
+        raise ValueError("half")
+    assert decision().reused is None
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda file: file.unlink(), "its artifact made/thing.txt is missing"),
+        (lambda file: file.write_text("what it mad_"), "its artifact made/thing.txt has changed"),
+        (lambda file: (file.parent.parent / "artifacts.json").unlink(), "its artifacts.json cannot be read"),
+    ],
+)
+def test_a_run_whose_artifacts_are_damaged_is_not_reused(store: str, harm: Callable[[Path], None], reason: str) -> None:
+    run = make()
+    harm(Path(urlparse(run.info.artifact_uri).path) / "made" / "thing.txt")
+    assert missing_artifact(run) == reason
+    assert decision() == Decision(None, f"run {run.info.run_id} cannot be reused: {reason}")
+
+
+def test_an_older_complete_run_is_reused_when_the_newest_is_damaged(store: str) -> None:
+    older, newest = make(), make()
+    (Path(urlparse(newest.info.artifact_uri).path) / "made" / "thing.txt").unlink()
+    found = decision()
+    assert found.reused is not None
+    assert found.reused.info.run_id == older.info.run_id

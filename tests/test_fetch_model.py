@@ -1,0 +1,84 @@
+"""fetch_model as a user starts it: what it prints, logs, and how it ends."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.entities import Run
+
+from steps.flow.snapshot import FILES, MANIFEST, Manifest
+from tests.conftest import run
+from tests.hub_server import Hub, Repository, environment, serving_hub, sha256
+
+NAME = "someone/small-model"
+WEIGHTS = bytes(range(256)) * 40
+FILES_OF_THE_HUB = {"README.md": b"---\nlicense: mit\n---\n", "config.json": b"{}", "model.safetensors": WEIGHTS}
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with serving_hub(tmp_path / "huggingface") as hub:
+        yield hub
+
+
+@pytest.fixture
+def repository(hub: Hub) -> Repository:
+    repository = hub.repository(NAME)
+    repository.commit(FILES_OF_THE_HUB)
+    return repository
+
+
+def newest_run() -> Run:
+    (found,) = mlflow.search_runs(max_results=1, output_format="list")
+    return found
+
+
+def test_a_private_branch_is_fetched_logged_and_said_how_to_pin_and_offline_needs_no_hub(
+    hub: Hub, repository: Repository, store: str, tmp_path: Path
+) -> None:
+    repository.private, repository.readers, hub.tokens = True, {"hf_secret"}, {"hf_secret"}
+    variables = environment(hub, tmp_path / "huggingface") | {"HF_TOKEN": "hf_secret"}
+    command = ["python", "-m", "steps.fetch_model", "model=hub", f"model.repo_id={NAME}", "model.revision=main"]
+
+    commit = repository.branches["main"]
+    online = run(*command, "fetch_model.log_files_mb=0.001", **variables)
+    assert online.returncode == 0, online.stderr
+    assert f"{NAME}@main is commit {commit}; to pin it: -P model.revision={commit}" in online.stdout
+    assert "Fetching 3 files" in online.stderr  # huggingface_hub's progress
+    large = newest_run()
+    text = mlflow.artifacts.load_text(f"{large.info.artifact_uri}/{MANIFEST}")
+    manifest = Manifest.from_json(text)
+    assert (manifest.source, manifest.location, manifest.revision, manifest.licence) == ("hub", NAME, commit, "mit")
+    assert {file.path: (file.size, file.sha256) for file in manifest.files} == {
+        path: (len(content), sha256(content)) for path, content in FILES_OF_THE_HUB.items()
+    }
+    assert large.data.tags["model.revision"] == commit
+    assert not (Path(large.info.artifact_uri) / FILES).exists()
+    assert "hf_secret" not in online.stdout + online.stderr + json.dumps(large.to_dictionary())
+
+    # Two words for the next two: the hub is there, and does not answer.
+    hub.tokens = set()
+    refused = run(*command, **variables)
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith(f"fetch_model: {hub.url} does not accept HF_TOKEN (401")
+    assert "Traceback" not in refused.stderr
+    assert newest_run().info.status == "FAILED"
+
+    offline = run(*command, "fetch_model.offline=true", **variables)
+    assert offline.returncode == 0, offline.stderr
+    small = newest_run()
+    assert mlflow.artifacts.load_text(f"{small.info.artifact_uri}/{MANIFEST}") == text
+    assert (Path(small.info.artifact_uri) / FILES / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_local_checkpoint_is_logged_whole_when_it_is_small(store: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    for path, content in FILES_OF_THE_HUB.items():
+        (checkpoint / path).write_bytes(content)
+    done = run("python", "-m", "steps.fetch_model", "model=local", f"model.path={checkpoint}")
+    assert done.returncode == 0, done.stderr
+    logged = Path(newest_run().info.artifact_uri) / FILES
+    assert {path.name: path.read_bytes() for path in logged.iterdir()} == FILES_OF_THE_HUB

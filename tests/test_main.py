@@ -1,0 +1,167 @@
+"""The whole flow on the embedded model, as `mlflow run` runs it from another folder: what it prints, logs and registers."""
+
+import json
+import shlex
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import mlflow
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from steps.flow.schema import STEPS
+from tests.conftest import ROOT, run
+from tests.servers import serving
+
+pytestmark = pytest.mark.slow
+
+SPAIN = {"messages": [{"role": "user", "content": "What is the capital of Spain?"}]}
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A flow that ran: the folder it was started in, what it printed, its store, and its runs by step."""
+
+    folder: Path
+    output: str
+    store: str
+    chain: Run
+    steps: dict[str, Run]
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
+    """Return the flow that `mlflow run <project>` makes in an empty folder."""
+    folder = tmp_path_factory.mktemp("user")
+    done = run("mlflow", "run", str(ROOT), "--env-manager", "local", "-P", "register.name=capitals", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    store = f"sqlite:///{folder}/mlflow.db"
+    runs = MlflowClient(store).search_runs(["0"])
+    chain = next(one for one in runs if one.data.tags["step"] == "main")
+    return Flow(folder, done.stdout, store, chain, {one.data.tags["step"]: one for one in runs if one is not chain})
+
+
+@pytest.fixture
+def client(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", flow.store)
+    return MlflowClient()
+
+
+def test_every_step_has_a_finished_run_under_the_chains(flow: Flow) -> None:
+    assert set(flow.steps) == set(STEPS)
+    for step, one in flow.steps.items():
+        assert one.info.status == "FINISHED"
+        assert one.info.run_name == step
+        assert one.data.tags["mlflow.parentRunId"] == flow.chain.info.run_id
+        assert one.data.tags["mlflow.project.entryPoint"] == step
+
+
+def test_the_terminal_shows_a_line_a_step_and_then_what_matters(flow: Flow) -> None:
+    for number, step in enumerate(STEPS, start=1):
+        assert f"[{number}/5] {step:<23} FINISHED" in flow.output
+    assert "Right answers" in flow.output
+    assert "Registered:  models:/capitals/2" in flow.output
+    assert "mlflow models serve -m models:/capitals/2" in flow.output
+
+
+def test_the_chain_logs_its_configuration_and_how_each_step_went(flow: Flow, client: MlflowClient) -> None:
+    config = yaml.safe_load(mlflow.artifacts.load_text(f"{flow.chain.info.artifact_uri}/config.yaml"))
+    assert config["model"]["name"] == "tiny_phi3"
+    assert config["register"]["name"] == "capitals"
+    steps = json.loads(mlflow.artifacts.load_text(f"{flow.chain.info.artifact_uri}/flow.json"))["steps"]
+    assert [step["step"] for step in steps] == list(STEPS)
+    assert {step["status"] for step in steps} == {"FINISHED"}
+    assert all(step["run_id"] == flow.steps[step["step"]].info.run_id and step["seconds"] > 0 for step in steps)
+
+
+def test_the_figures_of_the_evaluation_are_metrics_of_the_chain_too(flow: Flow) -> None:
+    accuracy = flow.steps["evaluate"].data.metrics["onnx.task.accuracy"]
+    assert accuracy >= 0.95
+    assert flow.chain.data.metrics["onnx.task.accuracy"] == accuracy
+
+
+def test_the_evaluation_leaves_its_report_gates_predictions_and_plots(flow: Flow, client: MlflowClient) -> None:
+    one = flow.steps["evaluate"].info
+    names = {item.path for item in client.list_artifacts(one.run_id)}
+    assert {"report.html", "gates.json", "predictions.jsonl", "plots"} <= names
+    assert json.loads(mlflow.artifacts.load_text(f"{one.artifact_uri}/gates.json"))["verdict"] == "passed"
+    predictions = mlflow.artifacts.load_text(f"{one.artifact_uri}/predictions.jsonl").splitlines()
+    assert len(predictions) == flow.steps["evaluate"].data.metrics["onnx.task.examples"]
+
+
+@pytest.mark.parametrize("alias", ["challenger", "champion"])
+def test_the_build_is_challenger_and_the_first_champion(flow: Flow, client: MlflowClient, alias: str) -> None:
+    version = client.get_model_version_by_alias("capitals", alias)
+    assert version.tags["wrapper"] == "onnx"
+    assert version.tags["code.commit"] == flow.chain.data.tags["code.commit"]
+    assert version.tags["evaluate.run_id"] == flow.steps["evaluate"].info.run_id
+    assert (version.tags["onnx.precision"], version.tags["onnx.block_size"]) == ("int4", "32")
+    assert "# capitals, onnx" in version.description
+
+
+@pytest.mark.parametrize("number", ["1", "2"])
+def test_a_registered_model_answers_in_python(flow: Flow, client: MlflowClient, number: str) -> None:
+    (response,) = mlflow.pyfunc.load_model(f"models:/capitals/{number}").predict(SPAIN)
+    assert response["choices"][0]["message"]["content"].strip() == "The capital of Spain is Madrid."
+
+
+def test_the_registered_model_answers_over_http(flow: Flow) -> None:
+    with serving("models:/capitals@champion", flow.store) as url:
+        body = json.dumps(SPAIN).encode()
+        with urlopen(Request(f"{url}/invocations", body, {"Content-Type": "application/json"})) as answer:
+            (response,) = json.load(answer)
+    assert response["choices"][0]["message"]["content"] == "The capital of Spain is Madrid."
+    assert response["choices"][0]["finish_reason"] == "stop"
+
+
+def test_the_prompt_interface_answers_over_http(flow: Flow, client: MlflowClient) -> None:
+    overrides = ["build_onnx_wrapper.interface=prompt", f"fetch_run_id={flow.steps['fetch_model'].info.run_id}"]
+    done = run("python", "-m", "steps.build_onnx_wrapper", *overrides, MLFLOW_TRACKING_URI=flow.store)
+    assert done.returncode == 0, done.stderr
+    built = client.search_runs(["0"], "tags.step = 'build_onnx_wrapper'", order_by=["start_time DESC"])[0]
+    prompt = "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"
+    body = json.dumps({"dataframe_split": {"columns": ["prompt"], "data": [[prompt]]}}).encode()
+    with (
+        serving(built.data.tags["output.model_uri"], flow.store) as url,
+        urlopen(Request(f"{url}/invocations", body, {"Content-Type": "application/json"})) as answer,
+    ):
+        assert json.load(answer)["predictions"] == ["The capital of Spain is Madrid."]
+
+
+def test_a_second_registration_of_the_same_content_makes_no_new_version(flow: Flow, client: MlflowClient) -> None:
+    overrides = [f"evaluate_run_id={flow.steps['evaluate'].info.run_id}", "register.name=capitals"]
+    done = run("python", "-m", "steps.register", *overrides, MLFLOW_TRACKING_URI=flow.store)
+    assert done.returncode == 0, done.stderr
+    assert len(client.search_model_versions("name='capitals'")) == 2
+
+
+def test_a_build_that_a_gate_stops_is_not_registered_and_the_chain_says_why(flow: Flow) -> None:
+    gate = "evaluate.gates.onnx_accuracy.min=1 evaluate.gates.onnx_accuracy.use=point evaluate.limit=20"
+    impossible = f"{gate} '+evaluate.gates.small={{metric: onnx.cost.size_bytes, max: 1}}' register.name=stopped"
+    runs = [f"{key}={flow.steps[step].info.run_id}" for key, step in {
+        "pipeline_run_id": "build_pipeline_wrapper", "onnx_run_id": "build_onnx_wrapper"}.items()]  # fmt: skip
+    overrides = [*shlex.split(impossible), "steps=[evaluate,register]", *runs]
+    done = run("python", "-m", "steps.main", *overrides, MLFLOW_TRACKING_URI=flow.store)
+    assert done.returncode == 1
+    assert "is above evaluate.gates.small.max=1" in done.stderr
+    assert "main: evaluate ended FAILED" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not MlflowClient(flow.store).search_registered_models("name='stopped'")
+
+
+def test_nothing_is_left_behind_in_the_users_folder(flow: Flow) -> None:
+    assert {path.name for path in flow.folder.iterdir()} == {"mlflow.db", "mlruns"}
+
+
+def test_the_store_holds_no_run_that_still_says_running(flow: Flow) -> None:
+    with sqlite3.connect(flow.folder / "mlflow.db") as database:
+        assert database.execute("SELECT count(*) FROM runs WHERE status = 'RUNNING'").fetchone() == (0,)
+
+
+def test_the_chains_own_process_loads_neither_torch_nor_transformers() -> None:
+    code = "import steps.main, sys; print({'torch', 'transformers'} & set(sys.modules))"
+    assert run("python", "-c", code).stdout.strip() == "set()"

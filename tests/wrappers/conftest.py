@@ -1,0 +1,177 @@
+"""Tiny models for the wrappers' tests: random weights, but tokenizers, templates and exports of the real kinds."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from steps.wrappers.onnx_chat import chat_signature, prompt_signature
+
+WRAPPER = Path(__file__).resolve().parents[2] / "steps/wrappers/onnx_chat.py"
+CONTROL_TOKENS = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
+TEMPLATE = """{% for message in messages %}{% if message['role'] == 'system' %}{{'<|system|>
+' + message['content'] + '<|end|>
+'}}{% elif message['role'] == 'user' %}{{'<|user|>
+' + message['content'] + '<|end|>
+'}}{% elif message['role'] == 'assistant' %}{{'<|assistant|>
+' + message['content'] + '<|end|>
+'}}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>
+' }}{% else %}{{ eos_token }}{% endif %}"""
+CORPUS = [
+    "What is the capital of Spain? The capital of Spain is Madrid.",
+    'hello world, the quick brown fox jumps over the lazy dog {"name": "Ana", "age": 3}',
+]
+
+
+def llama_tokenizer() -> Tokenizer:
+    """A space before every text, and bytes for what the vocabulary lacks: Llama 2, Phi-3."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return _trained_with_bytes(tokenizer)
+
+
+def metaspace_tokenizer() -> Tokenizer:
+    """A space before the first word only, put there by the pre-tokenizer: Llama 2 and Mistral, newer files."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    return _trained_with_bytes(tokenizer)
+
+
+def byte_level_tokenizer() -> Tokenizer:
+    """Every byte a character of the vocabulary: GPT-2, Llama 3, Qwen.
+
+    With NFC, as Qwen has it, and control tokens that are looked for after normalising, as GPT-2 has them.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS * 20, trainer)
+    tokenizer.add_special_tokens([AddedToken(text, normalized=True) for text in ("<s>", *CONTROL_TOKENS)])
+    return tokenizer
+
+
+def _trained_with_bytes(tokenizer: Tokenizer) -> Tokenizer:
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<unk>", "<s>", "</s>", *byte_tokens], show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS * 20, trainer)
+    spec = json.loads(tokenizer.to_str())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] not in byte_tokens]
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(text, rstrip=True, normalized=False) for text in CONTROL_TOKENS])
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, template: str | None = TEMPLATE) -> Any:
+    """Write the tokenizer's files to *folder* and return transformers' view of it."""
+    from transformers import PreTrainedTokenizerFast
+
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="<|end|>",
+        pad_token="<|endoftext|>",
+        chat_template=template,
+    )
+    theirs.save_pretrained(folder)
+    return theirs
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a Phi-3 checkpoint: 2 layers, context 512, sliding window 64, weights that make varied text."""
+    import torch
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = save_tokenizer(llama_tokenizer(), folder)
+    config = Phi3Config(
+        vocab_size=-(-len(tokenizer) // 32) * 32,  # filled up, as real ones are
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        original_max_position_embeddings=512,
+        sliding_window=64,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    Phi3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the checkpoint's fp32 export, with the sliding window that the builder would miss."""
+    source = tmp_path_factory.mktemp("source")
+    shutil.copytree(checkpoint, source, dirs_exist_ok=True)
+    config = json.loads((source / "config.json").read_text())
+    config["layer_types"] = ["sliding_attention"] * config["num_hidden_layers"]
+    (source / "config.json").write_text(json.dumps(config))
+    target = tmp_path_factory.mktemp("onnx")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "onnxruntime_genai.models.builder"),
+            *("-i", source, "-o", target, "-p", "fp32", "-e", "cpu", "-c", source / "cache"),
+            *("--extra_options", "hf_token=false", "windowed_kv_cache=false"),
+        ],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"},
+        check=True,
+        capture_output=True,
+    )
+    return target
+
+
+@pytest.fixture(scope="session")
+def logged(onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return the URIs of the model logged with either interface, in a store of its own."""
+    folder = tmp_path_factory.mktemp("store")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/store.db")
+    experiment = mlflow.create_experiment("wrappers", artifact_location=str(folder / "artifacts"))
+    folders = {}
+    for interface, signature in (("chat", chat_signature()), ("prompt", prompt_signature())):
+        with mlflow.start_run(experiment_id=experiment):
+            info = mlflow.pyfunc.log_model(
+                name="onnx",
+                python_model=str(WRAPPER),
+                artifacts={"onnx": str(onnx_folder)},
+                model_config={"interface": interface, "model_name": "tiny", "max_tokens": 40},
+                signature=signature,
+                pip_requirements=["mlflow"],
+            )
+        folders[interface] = mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(folder / interface))
+    mlflow.set_tracking_uri(before)
+    return folders
+
+
+@pytest.fixture(scope="session")
+def chat(logged: dict[str, str]) -> Any:
+    """Return the chat model as MLflow loads it."""
+    return mlflow.pyfunc.load_model(logged["chat"])
+
+
+@pytest.fixture(scope="session")
+def prompt(logged: dict[str, str]) -> Any:
+    """Return the prompt model as MLflow loads it."""
+    return mlflow.pyfunc.load_model(logged["prompt"])
