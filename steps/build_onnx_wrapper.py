@@ -25,10 +25,11 @@ from steps.flow.tracking import set_output, step_run
 from steps.wrappers import onnx_chat
 
 
-def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper) -> None:
+def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper, log: Path) -> None:
     """Write the ONNX model of the checkpoint in *snapshot* to *output*, with genai_config.json and tokenizer.
 
-    Raises StepError with the builder's own last line when it fails, for example for an architecture that it lacks.
+    All that the builder says goes to the file *log*. Raises StepError with its last line when it fails, for example for
+    an architecture that it lacks.
     """
     with tempfile.TemporaryDirectory() as work:
         source = mend_window(snapshot, Path(work) / "source")
@@ -53,10 +54,14 @@ def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper) -> None:
         done = subprocess.run(
             command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False
         )
-    mlflow.log_text(f"{' '.join(command)}\n\n{done.stdout}\n{done.stderr}", "builder.log")
+    log.write_text(f"{' '.join(command)}\n\n{done.stdout}\n{done.stderr}", encoding="utf-8")
     if done.returncode != 0 or not (output / "model.onnx").is_file():
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
-        msg = f"onnxruntime-genai's builder failed: {lines[-1]} (all it said is in the run's builder.log)"
+        if lines[-1].endswith("model is not currently supported."):
+            names = json.loads((snapshot / "config.json").read_text())["architectures"]
+            msg = f"onnxruntime-genai's builder does not know the architecture {', '.join(names)}: choose another model"
+        else:
+            msg = f"onnxruntime-genai's builder failed: {lines[-1]} (all it said is in the run's {log.name})"
         raise StepError(msg)
 
 
@@ -135,8 +140,11 @@ def main(config: Config, _overrides: list[str]) -> None:
             present(step.inputs["fetch_run_id"]) as (_manifest, snapshot),
             tempfile.TemporaryDirectory() as work,
         ):
-            onnx = Path(work) / "onnx"
-            build_onnx(snapshot, onnx, options)
+            onnx, log = Path(work) / "onnx", Path(work) / "builder.log"
+            try:
+                build_onnx(snapshot, onnx, options, log)
+            finally:
+                mlflow.log_artifact(str(log))
             mlflow.set_tag("onnx.sha256", digest(describe(files_below(onnx), onnx)))
             uri = log_wrapper(onnx, config.model.name, config.question, options)
         with logged_folder(uri) as folder:

@@ -146,7 +146,8 @@ def set_aliases(name: str, version: str, *, promote: bool) -> list[str]:
     client.set_registered_model_alias(name, CHALLENGER, version)
     if champion is not None and not promote:
         return [CHALLENGER]
-    if champion is not None and champion.version != version:
+    # MLflow gives the number of a version as an int here and as text there.
+    if champion is not None and str(champion.version) != version:
         client.set_registered_model_alias(name, PREVIOUS, champion.version)
     client.set_registered_model_alias(name, CHAMPION, version)
     return [CHALLENGER, CHAMPION]

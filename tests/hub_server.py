@@ -308,8 +308,11 @@ def serving_hub(home: Path) -> Iterator[Hub]:
                 patch.setenv(key, value)
             # What huggingface_hub made of these variables when it was imported.
             patch.setattr(constants, "ENDPOINT", hub.url)
-            patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+            patch.setattr(
+                constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+            )
             patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+            patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
             patch.setattr(constants, "HF_HUB_OFFLINE", False)
             close_session()
             try:

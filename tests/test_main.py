@@ -1,4 +1,4 @@
-"""The whole flow on the embedded model, as `mlflow run` runs it from another folder: what it prints, logs and registers."""
+"""The whole flow on the embedded model, as `mlflow run` runs it from another folder: prints, logs, registers."""
 
 import json
 import shlex
@@ -151,6 +151,70 @@ def test_a_build_that_a_gate_stops_is_not_registered_and_the_chain_says_why(flow
     assert "main: evaluate ended FAILED" in done.stderr
     assert "Traceback" not in done.stderr
     assert not MlflowClient(flow.store).search_registered_models("name='stopped'")
+
+
+def again(flow: Flow, *parameters: str) -> str:
+    """Return what the same command prints when it is given once more, with *parameters* added."""
+    command = ["mlflow", "run", str(ROOT), "--env-manager", "local", "-P", "register.name=capitals"]
+    done = run(*command, *(word for each in parameters for word in ("-P", each)), cwd=flow.folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def step_runs(flow: Flow) -> int:
+    return len(MlflowClient(flow.store).search_runs(["0"], "tags.step != 'main'"))
+
+
+def test_the_same_command_again_runs_nothing_and_shows_the_same(flow: Flow) -> None:
+    before = step_runs(flow)
+    output = again(flow)
+    for number, step in enumerate(STEPS, start=1):
+        assert f"[{number}/5] {step:<23} REUSED    run {flow.steps[step].info.run_id}" in output
+    assert step_runs(flow) == before
+    assert output.partition("Right answers")[2] == flow.output.partition("Right answers")[2]
+
+
+def test_a_reused_step_is_in_the_chains_own_record(flow: Flow, client: MlflowClient) -> None:
+    again(flow)
+    chain = client.search_runs(["0"], "tags.step = 'main'", order_by=["start_time DESC"])[0]
+    steps = json.loads(mlflow.artifacts.load_text(f"{chain.info.artifact_uri}/flow.json"))["steps"]
+    assert [step["reused_from"] for step in steps] == [flow.steps[step].info.run_id for step in STEPS]
+    assert chain.data.tags["reused_from.fetch_model"] == flow.steps["fetch_model"].info.run_id
+
+
+def test_a_plan_says_what_would_run_and_why_and_runs_nothing(flow: Flow) -> None:
+    before = step_runs(flow)
+    output = again(flow, "plan=true", "build_onnx_wrapper.block_size=128")
+    assert "[2/5] build_pipeline_wrapper  REUSE " in output
+    assert "[3/5] build_onnx_wrapper      RUN       block_size 32 → 128" in output
+    assert "[4/5] evaluate                RUN       after build_onnx_wrapper" in output
+    assert step_runs(flow) == before
+
+
+def test_a_damaged_model_is_built_again_and_the_plan_says_so(flow: Flow) -> None:
+    weights = next(flow.folder.glob("mlruns/0/models/*/artifacts/artifacts/onnx/model.onnx.data"))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1])
+    try:
+        output = again(flow, "plan=true")
+    finally:
+        weights.write_bytes(content)
+    assert "[3/5] build_onnx_wrapper      RUN       run" in output
+    assert "model.onnx.data of models:/m-" in output
+    assert "has changed since it was logged" in output
+
+
+def test_chosen_steps_take_the_runs_that_fit(flow: Flow) -> None:
+    output = again(flow, "steps=[evaluate,register]", "evaluate.limit=30", "reuse=false")
+    assert "[1/2] evaluate                FINISHED" in output
+    assert "[2/2] register                FINISHED" in output
+
+
+def test_a_chosen_step_without_a_run_to_build_on_is_refused(flow: Flow) -> None:
+    overrides = ["steps=[evaluate]", "onnx=fp32_cpu"]
+    done = run("python", "-m", "steps.main", *overrides, MLFLOW_TRACKING_URI=flow.store)
+    assert done.returncode == 1
+    assert "main: evaluate needs a run of build_onnx_wrapper, and none fits: add it to steps" in done.stderr
 
 
 def test_nothing_is_left_behind_in_the_users_folder(flow: Flow) -> None:

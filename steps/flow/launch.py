@@ -16,11 +16,9 @@ from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.projects.utils import get_or_create_run, get_run_env_vars, load_project
 
+from steps.flow.processes import GRACE_SECONDS
 from steps.flow.schema import ROOT
 from steps.flow.tracking import outputs
-
-GRACE_SECONDS = 5
-"""How long a step may take to close its run after SIGTERM, before SIGKILL."""
 
 
 @dataclass(frozen=True)

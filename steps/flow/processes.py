@@ -4,6 +4,7 @@ Every run says in its tags which process works on it. A process watches the one 
 gone; what a SIGKILL left behind is marked when the next chain on this machine starts.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -18,6 +19,10 @@ PROCESS = "process"
 """The tag that holds `<host> <pid> <start time>` of the process that works on a run."""
 
 WATCH_SECONDS = 0.5
+
+GRACE_SECONDS = 3
+"""How long a process may take to close its run after SIGTERM, before SIGKILL."""
+
 LAUNCHERS = ("mlflow", "steps.main", "steps.sweep")
 
 
@@ -50,6 +55,11 @@ def _end_with(launcher: psutil.Process) -> None:
     while launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
         time.sleep(WATCH_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
+    # Still here after that, the main thread is in a library that does not look up.
+    time.sleep(GRACE_SECONDS)
+    for process in [*psutil.Process().children(recursive=True), psutil.Process()]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def close_abandoned_runs() -> list[Run]:

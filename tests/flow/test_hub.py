@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 from huggingface_hub import constants
@@ -122,9 +122,7 @@ def test_a_branch_that_moves_during_a_fetch_does_not_mix_two_commits(hub: Hub, r
     assert fetched[0].revision == old != repository.branches["main"]
 
 
-def test_a_new_commit_with_the_same_weights_neither_downloads_nor_needs_room_for_them(
-    hub: Hub, repository: Repository
-) -> None:
+def test_a_new_commit_with_the_same_weights_does_not_download_them_again(hub: Hub, repository: Repository) -> None:
     fetch()
     repository.commit(FILES | {"README.md": b"---\nlicense: apache-2.0\n---\n"})
     assert fetch()[0].licence == "apache-2.0"
@@ -294,7 +292,9 @@ def test_a_hub_that_asks_to_wait_is_asked_again(
     assert_whole(fetch())
 
 
-@pytest.mark.parametrize(("status", "says"), [(429, "429.*try again after 0 s"), (503, "503.*try again"), (403, r"refuses \S+ \(403")])
+@pytest.mark.parametrize(
+    ("status", "says"), [(429, "429.*try again after 0 s"), (503, "503.*try again"), (403, r"refuses \S+ \(403")]
+)
 def test_a_hub_that_does_not_say_which_commit_it_is_is_an_error_though_the_cache_has_one(
     hub: Hub, repository: Repository, status: int, says: str
 ) -> None:
@@ -392,6 +392,15 @@ def test_too_little_room_is_said_with_the_figures_before_the_download(hub: Hub, 
     assert len(hub.log) == 1
 
 
+def test_room_is_not_asked_for_what_the_cache_holds(hub: Hub, repository: Repository, home: Path) -> None:
+    repository.listed["model-00001-of-00001.safetensors"] = 10**18
+    blob = blob_of(home, WEIGHTS).with_name("0" * 64)
+    blob.parent.mkdir(parents=True)
+    blob.touch()
+    with pytest.raises(StepError, match="lists a file that the hub does not have"):
+        fetch()
+
+
 # The cache
 
 
@@ -473,6 +482,20 @@ def test_four_fetches_at_once_download_once(hub: Hub, repository: Repository, ho
     assert start(FOUR, hub, home).wait() == 0
     bodies = [request.line for request in hub.asked("GET /cdn/|GET /api/resolve-cache/")]
     assert len(bodies) == len(set(bodies)) == len(NEEDED)
+    assert_whole(fetch())
+
+
+def test_what_another_process_has_mended_meanwhile_is_left_alone(hub: Hub, repository: Repository, home: Path) -> None:
+    _, folder = fetch()
+    (folder / "model.safetensors").write_bytes(b"x" + WEIGHTS[1:])
+    other = Thread(target=fetch)
+    with WeakFileLock(home / "hub" / ".locks" / folder.parents[1].name / "fetch_model.lock"):
+        other.start()
+        hub.wait_for(RESOLVE, 2)
+        time.sleep(0.5)  # for the other to look at what is wrong; it must not act on it
+        (folder / "model.safetensors").write_bytes(WEIGHTS)
+    other.join()
+    assert len(hub.asked(WEIGHTS_BODY)) == 1
     assert_whole(fetch())
 
 

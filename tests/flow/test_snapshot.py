@@ -195,9 +195,7 @@ def test_a_cached_file_that_has_changed_is_not_used_when_the_hub_is_of_no_help(h
         pass
 
 
-def test_a_hub_that_has_other_files_than_the_manifest_by_now_is_an_error(
-    hub: Hub, store: str, tmp_path: Path
-) -> None:
+def test_a_hub_that_has_other_files_than_the_manifest_by_now_is_an_error(hub: Hub, store: str, tmp_path: Path) -> None:
     manifest, _ = fetch_checkpoint(NAME, "main", offline=False)
     shutil.rmtree(tmp_path / "huggingface")
     hub.repository(NAME).commits[manifest.revision] = CONTENT | {"config.json": b"[]"}
