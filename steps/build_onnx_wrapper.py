@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ import mlflow
 from steps.flow.command_line import execute
 from steps.flow.errors import StepError
 from steps.flow.files import describe, digest, files_below
+from steps.flow.hub import fetch_onnx
 from steps.flow.logged_model import logged_folder, record_model
 from steps.flow.requirements import locked
 from steps.flow.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
-from steps.flow.snapshot import present
+from steps.flow.snapshot import MANIFEST, present
 from steps.flow.tracking import set_output, step_run
 from steps.wrappers import onnx_chat
+
+BUILDER_LOG = "builder.log"
 
 
 def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper, log: Path) -> None:
@@ -63,6 +67,14 @@ def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper, log: Pat
         else:
             msg = f"onnxruntime-genai's builder failed: {lines[-1]} (all it said is in the run's {log.name})"
         raise StepError(msg)
+
+
+def fetch_prebuilt(options: BuildOnnxWrapper, *, offline: bool) -> Path:
+    """Return the ONNX folder that somebody else built, from the hub, and log its manifest. Raises StepError."""
+    repository, revision, folder = str(options.repo_id), str(options.revision), str(options.folder)
+    manifest, snapshot = fetch_onnx(repository, revision, folder, offline=offline)
+    mlflow.log_text(manifest.to_json(), MANIFEST)
+    return snapshot / folder
 
 
 def mend_window(snapshot: Path, folder: Path) -> Path:
@@ -136,15 +148,16 @@ def main(config: Config, _overrides: list[str]) -> None:
     """Build and wrap the snapshot of `fetch_run_id`, and see it answer."""
     with step_run("build_onnx_wrapper", config) as step:
         options = config.build_onnx_wrapper
-        with (
-            present(step.inputs["fetch_run_id"]) as (_manifest, snapshot),
-            tempfile.TemporaryDirectory() as work,
-        ):
-            onnx, log = Path(work) / "onnx", Path(work) / "builder.log"
-            try:
-                build_onnx(snapshot, onnx, options, log)
-            finally:
-                mlflow.log_artifact(str(log))
+        with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
+            if options.repo_id is None:
+                onnx = Path(work) / "onnx"
+                _manifest, snapshot = stack.enter_context(present(step.inputs["fetch_run_id"]))
+                try:
+                    build_onnx(snapshot, onnx, options, Path(work) / BUILDER_LOG)
+                finally:
+                    mlflow.log_artifact(f"{work}/{BUILDER_LOG}")
+            else:
+                onnx = fetch_prebuilt(options, offline=config.fetch_model.offline)
             mlflow.set_tag("onnx.sha256", digest(describe(files_below(onnx), onnx)))
             uri = log_wrapper(onnx, config.model.name, config.question, options)
         with logged_folder(uri) as folder:

@@ -34,6 +34,8 @@ class Repository:
     readers: set[str] = field(default_factory=set)
     listed: dict[str, int] = field(default_factory=dict)
     """Files that the listing names and nobody can download, with the size it states."""
+    hidden: set[str] = field(default_factory=set)
+    """Files that the tree leaves out."""
 
     def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
         """Make *files* the newest commit of *branch*; return its 40 digits."""
@@ -208,7 +210,8 @@ class _Handler(BaseHTTPRequestHandler):
             if is_large(content):
                 lfs = {"oid": sha256(content), "size": len(content), "pointerSize": len(pointer(content))}
                 entry |= {"oid": blob_id(pointer(content)), "lfs": lfs}
-            entries.append(entry)
+            if path not in repository.hidden:
+                entries.append(entry)
         for path, size in repository.listed.items():
             lfs = {"oid": "0" * 64, "size": size, "pointerSize": 130}
             entries.append({"type": "file", "path": path, "size": size, "oid": "0" * 40, "lfs": lfs})

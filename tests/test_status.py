@@ -60,9 +60,14 @@ def running(store: str) -> list[Run]:
 
 
 def wait_until_logging(store: str) -> None:
-    """Return when a model is being logged: it is there, and PENDING."""
-    while not [model for model in MlflowClient(store).search_logged_models(["0"]) if str(model.status) == "PENDING"]:
-        time.sleep(0.05)
+    """Return when a run is logging a model: the model is there, and PENDING."""
+    client = MlflowClient(store)
+    while True:
+        at_work = {one.info.run_id for one in running(store)}
+        models = client.search_logged_models(["0"])
+        if [each for each in models if str(each.status) == "PENDING" and each.source_run_id in at_work]:
+            return
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{name} {sent.name}" for name, sent in CASES])
@@ -74,14 +79,20 @@ def test_after_a_signal_nothing_lives_on_and_the_same_command_completes(store: s
         "MLFLOW_TRACKING_URI": store,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    with subprocess.Popen(command(100 + number), env=environment, start_new_session=True) as outer:
+
+    def as_from_a_terminal() -> None:
+        # A shell starts what it runs in the background with SIGINT ignored, and so everything below it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with subprocess.Popen(
+        command(100 + number), env=environment, start_new_session=True, preexec_fn=as_from_a_terminal
+    ) as outer:
         wait_until_logging(store)
         targets = [one for one in processes_of(mark) if victim in " ".join(one.cmdline()) and one.name() != "bash"]
         for target in targets:
             target.send_signal(sent)
-    left = list(processes_of(mark))
-    _gone, alive = psutil.wait_procs(left, timeout=5)
-    assert not alive
+    psutil.wait_procs(list(processes_of(mark)), timeout=5)
+    assert not list(processes_of(mark))
     assert outer.returncode != 0
 
     done = run(*command(100 + number), MLFLOW_TRACKING_URI=store)

@@ -6,7 +6,6 @@ Hydra's own flags, are understood here, for every step alike.
 
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from steps.flow.advice import advise
 from steps.flow.errors import ConfigError, StepError
-from steps.flow.processes import watch_launcher
+from steps.flow.processes import end_on_signals, watch_launcher
 from steps.flow.schema import ROOT, Config, holds_text, to_config
 from steps.flow.tracking import settle_store
 
@@ -52,8 +51,7 @@ def reporting(name: str) -> Iterator[None]:
 
     Exits with 2 and one line for a ConfigError, with 1 and one line for a StepError; other exceptions keep their trace.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _exit_on_signal)
+    end_on_signals()
     watch_launcher()
     settle_store()
     try:
@@ -162,7 +160,3 @@ def _split(text: str) -> list[str]:
     except ValueError as error:
         msg = f"overrides={text} cannot be split ({error}): quote it as in a shell, for example \"a=1 b='x y'\""
         raise ConfigError(msg) from error
-
-
-def _exit_on_signal(number: int, _frame: object) -> None:
-    sys.exit(128 + number)

@@ -129,10 +129,18 @@ def _files(step: str, config: Config) -> dict[str, str]:
 
 def movable(step: str, config: Config) -> str | None:
     """Return why the result of *step* can differ though its fingerprint is the same, or None when it cannot."""
-    revision = config.model.revision
-    if step == "fetch_model" and config.model.source is Source.hub and not re.fullmatch(r"[0-9a-f]{40}", str(revision)):
-        return f"model.revision={revision} is not a commit: it may have moved"
+    model, onnx = config.model, config.build_onnx_wrapper
+    if step == "fetch_model" and model.source is Source.hub:
+        return _if_no_commit("model.revision", model.revision)
+    if step == "build_onnx_wrapper" and onnx.repo_id is not None:
+        return _if_no_commit("build_onnx_wrapper.revision", onnx.revision)
     return None
+
+
+def _if_no_commit(key: str, revision: str | None) -> str | None:
+    return (
+        None if re.fullmatch(r"[0-9a-f]{40}", str(revision)) else f"{key}={revision} is not a commit: it may have moved"
+    )
 
 
 def _input_name(key: str) -> str:

@@ -223,6 +223,8 @@ def _obtain(repository: str, commit: str, stated: list[Stated], *, offline: bool
                     files |= more
             if faults:
                 _discard(folder, faults)
+                # It may be huggingface_hub's copy of the listing that lacks a file.
+                (_storage(repository) / "trees" / f"{commit}.json").unlink(missing_ok=True)
                 fault = next(iter(faults.values()))
                 msg = f"{fault}, downloaded {DOWNLOADS} times; it was removed: try again later or over another network"
                 raise StepError(msg)
@@ -325,19 +327,18 @@ def _explain(error: BaseException, repository: str, revision: str) -> str:
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__  # what kept huggingface_hub from downloading
     where, hub, token = f"{repository}@{revision}", constants.ENDPOINT, bool(_token())
-    if isinstance(error, GatedRepoError):
-        if token:
-            return f"{repository} is gated, not open to HF_TOKEN: accept its licence at {hub}/{repository} as its owner"
-        return f"{repository} is gated: accept its licence at {hub}/{repository}, set HF_TOKEN to a token of yours"
-    if isinstance(error, RepositoryNotFoundError):
-        if token:
-            return f"{hub} knows no {repository} that HF_TOKEN may read: check the name, or give that token access"
-        return f"{hub} knows no public {repository}: check the name, or set HF_TOKEN if the repository is private"
-    if isinstance(error, RevisionNotFoundError):
-        return f"{repository} has no revision {revision}: name a branch, a tag or a commit that is there"
     if isinstance(error, HfHubHTTPError):
         status, url = error.response.status_code, error.response.url.copy_with(query=None)  # it may hold a signature
-        said = f"{status}: {error.server_message}" if error.server_message else str(status)
+        said = " ".join(f"{status} {error.server_message or ''}".split())
+        if isinstance(error, GatedRepoError):
+            who = "with the account of HF_TOKEN" if token else "and set HF_TOKEN to a token of yours"
+            return f"{repository} is gated ({said}): accept its licence at {hub}/{repository} {who}"
+        if isinstance(error, RepositoryNotFoundError):
+            if token:
+                return f"{hub} knows no {repository} that HF_TOKEN may read: check the name, or give that token access"
+            return f"{hub} knows no public {repository}: check the name, or set HF_TOKEN if the repository is private"
+        if isinstance(error, RevisionNotFoundError):
+            return f"{repository} has no revision {revision}: name a branch, a tag or a commit that is there"
         if isinstance(error, RemoteEntryNotFoundError):
             return f"{where} lists a file that the hub does not have ({url}): try again later, or another revision"
         if status == httpx.codes.UNAUTHORIZED:

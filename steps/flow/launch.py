@@ -1,7 +1,6 @@
 """Starts a step as the MLproject entry point that it is: a process of its own, a run of its own under the chain's."""
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.projects.utils import get_or_create_run, get_run_env_vars, load_project
 
-from steps.flow.processes import GRACE_SECONDS
+from steps.flow.processes import closing, end
 from steps.flow.schema import ROOT
 from steps.flow.tracking import outputs
 
@@ -64,14 +63,15 @@ def launch(step: str, parameters: dict[str, str]) -> StepResult:
     client, run_id = MlflowClient(), run.info.run_id
     client.set_tag(run_id, "mlflow.runName", step)
     command = load_project(str(ROOT)).get_entry_point(step).compute_command(parameters, None)
-    started = time.monotonic()
-    code = _run(command, os.environ | get_run_env_vars(run_id, experiment))
-    seconds = time.monotonic() - started
+    started, code = time.monotonic(), -1
+    try:
+        code = _run(command, os.environ | get_run_env_vars(run_id, experiment))
+    finally:
+        seconds = time.monotonic() - started
+        if client.get_run(run_id).info.status == "RUNNING":
+            # A shell between the two reports a signal as 128 and more.
+            client.set_terminated(run_id, "KILLED" if code < 0 or code > 128 else "FAILED")
     closed = client.get_run(run_id)
-    if closed.info.status == "RUNNING":
-        # A shell between the two reports a signal as 128 and more.
-        client.set_terminated(run_id, "KILLED" if code < 0 or code > 128 else "FAILED")
-        closed = client.get_run(run_id)
     return StepResult(run_id, closed.info.status, seconds, outputs(closed))
 
 
@@ -82,17 +82,14 @@ def _run(command: str, environment: dict[str, str]) -> int:
     process = subprocess.Popen(["bash", "-c", command], cwd=ROOT, env=environment, start_new_session=True)
     try:
         return process.wait()
+    except BaseException:
+        closing()
+        raise
     finally:
-        _end_group(process)
+        end(lambda number: _signal_group(process, number))
 
 
-def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    """End every process of the group that *process* leads: SIGTERM, then SIGKILL for what is left."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(timeout=GRACE_SECONDS)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
+    """Send *number* to the group that *process* leads. Raises ProcessLookupError when nobody is in it."""
+    process.poll()  # a leader that has ended stays in its group until it is asked after
+    os.killpg(process.pid, number)

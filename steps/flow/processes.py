@@ -5,11 +5,12 @@ gone; what a SIGKILL left behind is marked when the next chain on this machine s
 """
 
 import contextlib
-import os
 import signal
 import socket
+import sys
 import threading
 import time
+from collections.abc import Callable
 
 import psutil
 from mlflow import MlflowClient
@@ -18,12 +19,45 @@ from mlflow.entities import Run
 PROCESS = "process"
 """The tag that holds `<host> <pid> <start time>` of the process that works on a run."""
 
-WATCH_SECONDS = 0.5
+PAUSE_SECONDS = 0.5
+"""Between two looks at a launcher, and between two signals."""
 
 GRACE_SECONDS = 3
 """How long a process may take to close its run after SIGTERM, before SIGKILL."""
 
 LAUNCHERS = ("mlflow", "steps.main", "steps.sweep")
+
+_closing = threading.Event()
+
+
+def end_on_signals() -> None:
+    """Make SIGINT, SIGTERM and SIGHUP leave the main thread by SystemExit, unless they are ignored (nohup)."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _exit)
+
+
+def _exit(number: int, _frame: object) -> None:
+    if not _closing.is_set():
+        sys.exit(128 + number)
+
+
+def closing() -> None:
+    """Let further signals pass: this process is ending, and what it closes now must not be cut short."""
+    _closing.set()
+
+
+def end(send: Callable[[int], None]) -> None:
+    """*send* SIGTERM, and after GRACE_SECONDS SIGKILL, until it raises ProcessLookupError: nobody is left.
+
+    Again and again, because the exception that a signal raises is lost when it falls into a destructor.
+    """
+    deadline = time.monotonic() + GRACE_SECONDS
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            send(signal.SIGTERM)
+            time.sleep(PAUSE_SECONDS)
+        send(signal.SIGKILL)
 
 
 def process_tag() -> str:
@@ -53,13 +87,16 @@ def _is_launcher(process: psutil.Process) -> bool:
 def _end_with(launcher: psutil.Process) -> None:
     # is_running compares the start time too: another process with the same number is not the launcher.
     while launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(WATCH_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
-    # Still here after that, the main thread is in a library that does not look up.
-    time.sleep(GRACE_SECONDS)
-    for process in [*psutil.Process().children(recursive=True), psutil.Process()]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+        time.sleep(PAUSE_SECONDS)
+    own = psutil.Process()
+
+    def send(number: int) -> None:
+        # With SIGKILL nobody is left to end the children.
+        for process in [*(own.children(recursive=True) if number == signal.SIGKILL else []), own]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    end(send)
 
 
 def close_abandoned_runs() -> list[Run]:

@@ -36,7 +36,7 @@ def inputs_of(step: str) -> list[str]:
 READS = {
     "fetch_model": ("model", "fetch_model"),
     "build_pipeline_wrapper": ("build_pipeline_wrapper", "question"),
-    "build_onnx_wrapper": ("build_onnx_wrapper", "model.name", "question"),
+    "build_onnx_wrapper": ("build_onnx_wrapper", "fetch_model.offline", "model.name", "question"),
     "evaluate": ("evaluate", "model.name", "seed"),
     "register": ("register", "question"),
 }

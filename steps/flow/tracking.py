@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from steps.flow.artifacts import record_artifacts
 from steps.flow.errors import StepError
 from steps.flow.fingerprint import FACTS, FINGERPRINT, fingerprint
-from steps.flow.processes import PROCESS, process_tag
+from steps.flow.processes import PROCESS, closing, process_tag
 from steps.flow.provenance import provenance_tags
 from steps.flow.schema import INPUTS, READS, Config, flat_dict, inputs_of
 
@@ -91,6 +91,7 @@ def step_run(step: str, config: Config) -> Iterator[StepRun]:
         record_artifacts(run)
         status = "FINISHED"
     except (SystemExit, KeyboardInterrupt):
+        closing()
         status = "KILLED"
         raise
     finally:

@@ -188,15 +188,15 @@ def test_a_token_in_a_file_is_not_used(hub: Hub, repository: Repository, home: P
 @pytest.mark.parametrize(
     ("name", "token", "says"),
     [
-        ("someone/open", "hf_mistyped", r"does not accept HF_TOKEN \(401: Invalid credentials.*/settings/tokens"),
+        ("someone/open", "hf_mistyped", r"does not accept HF_TOKEN \(401 Invalid credentials.*/settings/tokens"),
         ("someone/private", None, r"knows no public someone/private: check the name, or set HF_TOKEN"),
         ("someone/private", "hf_stranger", r"knows no someone/private that HF_TOKEN may read: check the name"),
         ("someone/absent", None, r"knows no public someone/absent: check the name"),
-        ("someone/gated", None, r"is gated: accept its licence at http\S+/someone/gated, set HF_TOKEN"),
+        ("someone/gated", None, r"is gated \(401 .*accept its licence at http\S+/someone/gated and set HF_TOKEN"),
         (
             "someone/gated",
             "hf_stranger",
-            r"is gated, not open to HF_TOKEN: accept its licence at http\S+/someone/gated",
+            r"is gated \(403 .*accept its licence at http\S+/someone/gated with the account",
         ),
         ("someone/a/b", None, r"model\.repo_id=someone/a/b is not the name of a repository"),
     ],
@@ -370,6 +370,15 @@ def test_a_file_that_is_listed_and_not_there_is_an_error(hub: Hub, repository: R
         fetch()
     with pytest.raises(StepError, match=r"is missing, and fetch_model\.offline=true"):
         fetch(offline=True)
+
+
+def test_a_file_that_only_one_of_the_two_listings_names_is_an_error_and_that_listing_is_not_kept(
+    hub: Hub, repository: Repository, home: Path
+) -> None:
+    repository.hidden.add("tokenizer.json")
+    with pytest.raises(StepError, match=r"/tokenizer\.json is missing, downloaded 2 times"):
+        fetch()
+    assert not list(home.rglob("trees/*.json"))
 
 
 def test_a_hub_that_answers_for_another_commit_is_refused(hub: Hub, repository: Repository) -> None:

@@ -320,6 +320,7 @@ def test_an_answer_in_json_follows_its_schema(chat: Any) -> None:
     for seed in range(8):
         (answer,) = chat.predict(ask("hello", response_format=form, temperature=2, seed=seed, top_k=3, max_tokens=100))
         value = json.loads(text_of(answer))
+        assert text_of(answer) == json.dumps(value)  # no white space to get lost in
         assert value["name"] in ("Ana", "Bo")
         assert set(value["ages"]) <= {1, 22}
         assert answer["choices"][0]["finish_reason"] == "stop"
