@@ -66,17 +66,18 @@ def measure_candidate(name: str, folder: Path, examples: list[Example], max_toke
 
 def chat_with(model: PyFuncModel) -> Predict:
     """Return *model* as a function from a Chat Completions request to its response, whichever interface it has."""
-    names = model.metadata.get_input_schema().input_names()
-    if names == ["prompt"]:
-        chat: Predict = model.unwrap_python_model().chat
-        return chat
 
-    def predict(request: dict[str, Any]) -> Mapping[str, Any]:
+    def ask_chat(request: dict[str, Any]) -> Mapping[str, Any]:
         responses: Any = model.predict(request)
         response: Mapping[str, Any] = responses[0]
         return response
 
-    return predict
+    def ask_prompt(request: dict[str, Any]) -> Mapping[str, Any]:
+        prompt = model.unwrap_python_model().text.render(request.pop("messages"))
+        texts: Any = model.predict({"prompt": [prompt]}, params=request)
+        return {"choices": [{"message": {"role": "assistant", "content": texts[0]}}]}
+
+    return ask_prompt if model.metadata.get_input_schema().input_names() == ["prompt"] else ask_chat
 
 
 def write_results(

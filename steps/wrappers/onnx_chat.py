@@ -318,13 +318,13 @@ class Text:
             refuse("messages: this model has no chat template; log it with interface=prompt")
         safe = [{key: self._disarm(value) for key, value in message.items()} for message in messages]
         try:
-            prompt = self._render(safe)
+            prompt = self.render(safe)
         except TemplateError as error:
             refuse(f"messages: the model's chat template says: {error}")
         for index, message in enumerate(safe):
             # A template without a system role either raises or stays silent about it.
             with contextlib.suppress(TemplateError):
-                if message["role"] == "system" and self._render(safe[:index] + safe[index + 1 :]) == prompt:
+                if message["role"] == "system" and self.render(safe[:index] + safe[index + 1 :]) == prompt:
                     refuse(f"messages[{index}].role='system' is one that the model's chat template leaves out")
         return list(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
 
@@ -342,7 +342,8 @@ class Text:
         """Return whether *token* is shown: not a control token, nor one that only fills up the vocabulary."""
         return token not in self._special_ids and self._tokenizer.id_to_token(token) is not None
 
-    def _render(self, messages: list[Message]) -> str:
+    def render(self, messages: list[Message]) -> str:
+        """Return *messages* as the checkpoint's chat template writes them: a prompt, as interface=prompt takes it."""
         assert self._template is not None
         return self._template.render(
             messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._named
