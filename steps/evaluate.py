@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from steps.evaluation.gates import PASSED, Verdict, judge, overall, write_gates
 from steps.evaluation.metrics import measure
 from steps.evaluation.predictions import Prediction, score, write_predictions
 from steps.evaluation.report import metric_rows, write_report
+from steps.evaluation.scoring import check_reference
 from steps.evaluation.tasks import Example, read_task
 from steps.flow.command_line import execute
 from steps.flow.errors import StepError
@@ -31,7 +32,7 @@ from steps.flow.fingerprint import DIGEST
 from steps.flow.gates import configured_gates
 from steps.flow.logged_model import checked_model
 from steps.flow.provenance import provenance_tags
-from steps.flow.schema import CANDIDATES, REFERENCE, Config, project_path
+from steps.flow.schema import CANDIDATES, REFERENCE, Config, Evaluate, project_path
 from steps.flow.tracking import set_output, step_run
 
 REPORT, GATES, SUMMARY = "report.html", "gates.json", "summary.txt"
@@ -53,6 +54,19 @@ class Measured:
     asked: Asked
     load_seconds: float
     size_bytes: int
+
+
+def read_examples(options: Evaluate) -> list[Example]:
+    """Return the questions to ask. Raises StepError with file and line for what is not one."""
+    try:
+        examples = read_task(project_path(options.task))[: options.limit]
+        if options.scorer is not None:
+            examples = [replace(example, scorer=options.scorer) for example in examples]
+            for example in examples:
+                check_reference(example.scorer, example.reference)
+    except ValueError as error:
+        raise StepError(str(error)) from error
+    return examples
 
 
 def measure_candidate(name: str, folder: Path, examples: list[Example], max_tokens: int) -> Measured:
@@ -105,6 +119,7 @@ def write_results(
         measured={
             "Task": config.evaluate.task,
             "Examples": len(predictions),
+            "Scorer": config.evaluate.scorer or "as the task says of each example",
             "Longest answer": f"{config.evaluate.max_tokens} tokens, greedy",
             "Order": "one candidate after the other in one process, one question at a time; one warm-up not counted",
         },
@@ -128,10 +143,7 @@ def main(config: Config, _overrides: list[str]) -> None:
     with step_run("evaluate", config) as step, ExitStack() as stack:
         runs = {name: step.inputs[key] for name, key in CANDIDATES.items()}
         models = {name: stack.enter_context(checked_model(built)) for name, built in runs.items()}
-        try:
-            examples = read_task(project_path(config.evaluate.task))[: config.evaluate.limit]
-        except ValueError as error:
-            raise StepError(str(error)) from error
+        examples = read_examples(config.evaluate)
         measured = {
             name: measure_candidate(name, folder, examples, config.evaluate.max_tokens)
             for name, (_uri, folder) in models.items()

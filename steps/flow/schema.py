@@ -128,10 +128,12 @@ class BuildOnnxWrapper:
 class Evaluate:
     """`task`: JSON Lines of questions, relative to the project; `limit`: ask only the first so many.
 
-    `gates`: by name, the fields of a `steps.evaluation.gates.Gate`.
+    `scorer`: for every question, instead of what the task says of each. `gates`: by name, the fields of a
+    `steps.evaluation.gates.Gate`.
     """
 
     task: str
+    scorer: str | None
     limit: int | None
     max_tokens: int
     gates: dict[str, Any]

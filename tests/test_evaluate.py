@@ -1,0 +1,60 @@
+"""The step around the evaluation: which questions, in whose words, and what the terminal shows."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from steps.evaluate import loading_costs, read_examples, summary
+from steps.flow.command_line import compose_config
+from steps.flow.errors import StepError
+from steps.flow.schema import Evaluate
+from tests.conftest import ROOT
+
+
+def options(*overrides: str) -> Evaluate:
+    return compose_config(list(overrides)).evaluate
+
+
+def test_the_embedded_task_asks_every_country() -> None:
+    countries = {example.id.partition("-")[0] for example in read_examples(options())}
+    assert len(read_examples(options())) >= 195
+    assert {"spain", "zimbabwe"} <= countries
+
+
+def test_a_limit_takes_the_first_questions() -> None:
+    assert [each.id for each in read_examples(options("evaluate.limit=2"))] == [
+        each.id for each in read_examples(options())[:2]
+    ]
+
+
+def test_a_scorer_of_the_configuration_replaces_those_of_the_task() -> None:
+    examples = read_examples(options("evaluate=capitals_in_any_words"))
+    assert {example.scorer for example in examples} == {"contains"}
+
+
+def test_a_scorer_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(StepError, match="close"):
+        read_examples(options("evaluate.scorer=close"))
+
+
+def test_a_line_that_is_no_question_is_named(tmp_path: Path) -> None:
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"messages": [{"role": "user", "content": "Why?"}], "reference": "So."}\n')
+    with pytest.raises(StepError, match=r"task\.jsonl:1: 'id' is missing"):
+        read_examples(replace(options(), task=str(task)))
+
+
+def test_the_summary_puts_the_candidates_side_by_side() -> None:
+    lines = summary({"pipeline.task.accuracy": 1.0, "onnx.task.accuracy": 0.5}).splitlines()
+    assert lines[0].split() == ["pipeline", "onnx"]
+    assert lines[1].split() == ["Right", "answers", "100.0", "%", "50.0", "%"]
+
+
+def test_no_candidate_no_cost() -> None:
+    assert loading_costs({}) == {}
+
+
+def test_the_presets_of_the_evaluation_name_files_that_exist() -> None:
+    for preset in (ROOT / "conf" / "evaluate").glob("*.yaml"):
+        assert read_examples(options(f"evaluate={preset.stem}"))
