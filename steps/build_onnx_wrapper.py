@@ -20,9 +20,10 @@ from steps.flow.errors import StepError
 from steps.flow.files import describe, digest, files_below
 from steps.flow.hub import fetch_onnx
 from steps.flow.logged_model import logged_folder, record_model
+from steps.flow.manifest import MANIFEST
 from steps.flow.requirements import locked
 from steps.flow.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
-from steps.flow.snapshot import MANIFEST, present
+from steps.flow.snapshot import present
 from steps.flow.tracking import set_output, step_run
 from steps.wrappers import onnx_chat
 

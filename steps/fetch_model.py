@@ -12,16 +12,17 @@ from steps.flow.command_line import execute
 from steps.flow.files import describe, digest, hash_text
 from steps.flow.fingerprint import DIGEST
 from steps.flow.hub import fetch_checkpoint
+from steps.flow.manifest import FILES, MANIFEST, Manifest, licence_of, needed_files, require_weights
 from steps.flow.schema import Config, Source, project_path
-from steps.flow.snapshot import FILES, MANIFEST, Manifest, licence_of, needed_files, require_weights
 from steps.flow.tracking import set_output, step_run
 
 
-def fetch_local(folder: Path) -> Manifest:
-    """Return the manifest of the checkpoint in *folder*. Raises StepError when it lacks weights."""
+def fetch_local(path: str | Path) -> Manifest:
+    """Return the manifest of the checkpoint at *path*. Raises StepError when it lacks weights."""
+    folder = project_path(path)
     require_weights(folder)
     files = describe(needed_files(folder), folder)
-    return Manifest("local", str(folder), digest(files), licence_of(folder), files)
+    return Manifest("local", str(path), digest(files), licence_of(folder), files)
 
 
 def main(config: Config, _overrides: list[str]) -> None:
@@ -30,7 +31,7 @@ def main(config: Config, _overrides: list[str]) -> None:
         model = config.model
         if model.source is Source.local:
             folder = project_path(str(model.path))
-            manifest = fetch_local(folder)
+            manifest = fetch_local(str(model.path))
         else:
             offline = config.fetch_model.offline
             manifest, folder = fetch_checkpoint(str(model.repo_id), str(model.revision), offline=offline)

@@ -19,8 +19,8 @@ from steps.flow.command_line import execute
 from steps.flow.errors import StepError
 from steps.flow.files import hash_text
 from steps.flow.logged_model import CONTENT, checked_model
+from steps.flow.manifest import MANIFEST, Manifest
 from steps.flow.schema import BUILD, CANDIDATES, Config
-from steps.flow.snapshot import MANIFEST, Manifest
 from steps.flow.tracking import set_output, step_run
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"

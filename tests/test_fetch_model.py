@@ -10,7 +10,7 @@ from mlflow.entities import Run
 
 from steps.fetch_model import main
 from steps.flow.command_line import compose_config
-from steps.flow.snapshot import FILES, MANIFEST, Manifest
+from steps.flow.manifest import FILES, MANIFEST, Manifest
 from tests.conftest import run
 from tests.hub_server import Hub, Repository, environment, serving_hub, sha256
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from mlflow.entities import Run
 
 from steps.flow.files import describe, digest, hash_file, hash_text
+from steps.flow.manifest import needed_files
 from steps.flow.schema import INPUTS, READS, ROOT, Config, Source, flat_dict, project_path
-from steps.flow.snapshot import needed_files
 
 FINGERPRINT = "step.fingerprint"
 """The tag that holds a run's fingerprint."""

@@ -41,7 +41,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from steps.flow.errors import StepError
 from steps.flow.files import File, hash_file
-from steps.flow.snapshot import NEEDED, PAPERS, Manifest, licence_of, require_weights
+from steps.flow.manifest import NEEDED, PAPERS, Manifest, licence_of, require_weights
 
 ONNX_FILES = ("*.onnx", "*.onnx.data", "*.json", "*.jinja", "tokenizer.model", "merges.txt", *PAPERS)
 """The files of a ready ONNX folder that are used. Never code."""

@@ -230,7 +230,7 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
-def project_path(path: str) -> Path:
+def project_path(path: str | Path) -> Path:
     """Return *path* as an absolute path; a relative one is relative to the project."""
     return ROOT / Path(path).expanduser()
 

@@ -15,7 +15,7 @@ from huggingface_hub.utils import WeakFileLock
 
 from steps.flow.errors import StepError
 from steps.flow.hub import fetch_checkpoint, fetch_onnx, restore
-from steps.flow.snapshot import Manifest, verify
+from steps.flow.manifest import Manifest, verify
 from tests.conftest import ROOT
 from tests.hub_server import Fault, Hub, Repository, environment, serving_hub, sha256
 

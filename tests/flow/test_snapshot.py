@@ -11,7 +11,8 @@ from mlflow.entities import Run
 from steps.fetch_model import fetch_local
 from steps.flow.errors import StepError
 from steps.flow.hub import fetch_checkpoint
-from steps.flow.snapshot import FILES, MANIFEST, Manifest, licence_of, needed_files, present, verify
+from steps.flow.manifest import FILES, MANIFEST, Manifest, licence_of, needed_files, verify
+from steps.flow.snapshot import present
 from tests.hub_server import Fault, Hub, serving_hub
 
 
