@@ -35,7 +35,7 @@ from steps.flow.provenance import provenance_tags
 from steps.flow.schema import CANDIDATES, REFERENCE, Config, Evaluate, project_path
 from steps.flow.tracking import set_output, step_run
 
-REPORT, GATES, SUMMARY = "report.html", "gates.json", "summary.txt"
+REPORT, GATES, SUMMARY, SCORES = "report.html", "gates.json", "summary.txt", "scores.md"
 
 IN_SUMMARY = (
     "task.accuracy",
@@ -126,6 +126,7 @@ def write_results(
         provenance=provenance,
     )
     (folder / SUMMARY).write_text(summary(metrics), encoding="utf-8")
+    (folder / SCORES).write_text(scores(metrics), encoding="utf-8")
 
 
 def summary(metrics: Mapping[str, float]) -> str:
@@ -134,6 +135,18 @@ def summary(metrics: Mapping[str, float]) -> str:
     for row in metric_rows(metrics, list(CANDIDATES)):
         if row.name in IN_SUMMARY:
             lines.append(f"{row.meaning.label:<34}" + "".join(f"{cell.text if cell else '':>14}" for cell in row.cells))
+    return "\n".join(lines) + "\n"
+
+
+def scores(metrics: Mapping[str, float]) -> str:
+    """Return all metrics as a table in Markdown, candidates side by side, for the model cards of what is registered."""
+    lines = [f"| | {' | '.join(CANDIDATES)} |", "|---|" + "---|" * len(CANDIDATES)]
+    for row in metric_rows(metrics, list(CANDIDATES)):
+        cells = [
+            f"{cell.text} ({cell.interval})" if cell and cell.interval else cell.text if cell else ""
+            for cell in row.cells
+        ]
+        lines.append(f"| {row.meaning.label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

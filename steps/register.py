@@ -57,18 +57,17 @@ def version_tags(candidate: str, built: Run, evaluate: Run, manifest: Manifest, 
     return tags
 
 
-def description(name: str, tags: Mapping[str, str], metrics: Mapping[str, float], question: str) -> str:
-    """Return the version's model card, in Markdown: what it is, how it was built, what it scored, how to use it."""
+def description(name: str, tags: Mapping[str, str], scores: str, question: str) -> str:
+    """Return the version's model card, in Markdown: what it is, how it was built, what it scored, how to use it.
+
+    *scores* is the Markdown table that evaluate made.
+    """
     candidate = tags["wrapper"]
     if candidate == BUILD:
         weights = f"ONNX weights ({tags['onnx.precision']}, block size {tags['onnx.block_size']})"
         how = f"{weights}, built and run by onnxruntime-genai, interface {tags['onnx.interface']}"
     else:
         how = "PyTorch weights as published, in MLflow's transformers flavour, task llm/v1/chat"
-    scores = {
-        key.removeprefix(f"{candidate}."): value for key, value in metrics.items() if key.startswith(f"{candidate}.")
-    }
-    table = "\n".join(f"| {key} | {value:.6g} |" for key, value in sorted(scores.items()))
     return f"""# {name}, {candidate}
 
 {how}.
@@ -80,14 +79,11 @@ def description(name: str, tags: Mapping[str, str], metrics: Mapping[str, float]
 
 ## Scores
 
-| metric | value |
-|---|---|
-{table}
-
+{scores}
 ## Use
 
 ```python
-model = mlflow.pyfunc.load_model("models:/{name}@champion")
+model = mlflow.pyfunc.load_model("models:/{name}/<this version>")
 model.predict({usage(tags, question)})
 ```
 
@@ -158,6 +154,7 @@ def main(config: Config, _overrides: list[str]) -> None:
     with step_run("register", config) as step:
         name, evaluate = config.register.name, step.inputs["evaluate_run_id"]
         gates, client = passed_gates(evaluate), MlflowClient()
+        scores: str = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/scores.md")
         runs = {candidate: client.get_run(evaluate.data.tags[key]) for candidate, key in CANDIDATES.items()}
         with checked_model(runs[BUILD]) as (_uri, folder):
             refuse_new_signature(name, folder)
@@ -166,7 +163,7 @@ def main(config: Config, _overrides: list[str]) -> None:
             fetch = client.get_run(built.data.tags["fetch_run_id"])
             manifest = Manifest.from_json(mlflow.artifacts.load_text(f"{fetch.info.artifact_uri}/{MANIFEST}"))
             tags = version_tags(candidate, built, evaluate, manifest, gates)
-            card = description(name, tags, evaluate.data.metrics, config.question)
+            card = description(name, tags, scores, config.question)
             with checked_model(built) as (uri, _folder):
                 version = version_of(name, uri, tags, card)
             versions[candidate] = str(version.version)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from steps.evaluate import loading_costs, read_examples, summary
+from steps.evaluate import loading_costs, read_examples, scores, summary
 from steps.flow.command_line import compose_config
 from steps.flow.errors import StepError
 from steps.flow.schema import Evaluate
@@ -49,6 +49,15 @@ def test_the_summary_puts_the_candidates_side_by_side() -> None:
     lines = summary({"pipeline.task.accuracy": 1.0, "onnx.task.accuracy": 0.5}).splitlines()
     assert lines[0].split() == ["pipeline", "onnx"]
     assert lines[1].split() == ["Right", "answers", "100.0", "%", "50.0", "%"]
+
+
+def test_the_scores_are_a_table_in_markdown_with_intervals() -> None:
+    metrics = {"onnx.task.accuracy": 0.5, "onnx.task.accuracy_low": 0.4, "onnx.task.accuracy_high": 0.6}
+    assert scores(metrics).splitlines() == [
+        "| | pipeline | onnx |",
+        "|---|---|---|",
+        "| Right answers |  | 50.0\u00a0% (40.0 to 60.0\u00a0%) |",
+    ]
 
 
 def test_no_candidate_no_cost() -> None:

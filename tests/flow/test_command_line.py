@@ -11,6 +11,7 @@ from mlflow.projects.utils import load_project
 
 from steps.flow.command_line import HYDRA_OPTIONS, HYDRA_SWITCHES, compose_config, translate
 from steps.flow.errors import ConfigError
+from steps.flow.gates import configured_gates
 from steps.flow.schema import ROOT, Config, to_yaml
 from tests.conftest import run
 
@@ -40,7 +41,9 @@ TEXTS = {
 def config_of(*arguments: str) -> Config:
     overrides, flags = translate(list(arguments))
     assert not flags
-    return compose_config(overrides)
+    config = compose_config(overrides)
+    configured_gates(config)
+    return config
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
