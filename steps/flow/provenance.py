@@ -31,6 +31,15 @@ def provenance_tags(seed: int) -> dict[str, str]:
     return tags | {f"version.{name}": _version(name) for name in PACKAGES}
 
 
+def uncommitted_changes() -> str:
+    """Return what differs from the commit, as a patch, with the names of files that git does not track; or nothing."""
+    untracked = _git("ls-files", "--others", "--exclude-standard") or ""
+    patch = _git("diff", "--no-ext-diff", "HEAD") or ""
+    return "\n".join([*(f"# not tracked: {name}" for name in untracked.splitlines()), *patch.splitlines(), ""]).lstrip(
+        "\n"
+    )
+
+
 def _version(package: str) -> str:
     try:
         return version(package)

@@ -17,7 +17,7 @@ from steps.flow.artifacts import record_artifacts
 from steps.flow.errors import StepError
 from steps.flow.fingerprint import FACTS, FINGERPRINT, fingerprint
 from steps.flow.processes import PROCESS, closing, process_tag
-from steps.flow.provenance import provenance_tags
+from steps.flow.provenance import provenance_tags, uncommitted_changes
 from steps.flow.schema import INPUTS, READS, Config, flat_dict, inputs_of
 
 OUTPUT = "output."
@@ -81,6 +81,8 @@ def step_run(step: str, config: Config) -> Iterator[StepRun]:
     status = "FAILED"
     try:
         mlflow.set_tags({"mlflow.runName": step, "step": step, PROCESS: process_tag(), **provenance_tags(config.seed)})
+        if changes := uncommitted_changes():
+            mlflow.log_text(changes, "code.diff")
         log_new_params(run, config, READS.get(step, ("",)))
         inputs = {key: input_run(key, config) for key in inputs_of(step)}
         if step in READS:
