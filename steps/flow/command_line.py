@@ -25,6 +25,7 @@ from steps.flow.advice import advise
 from steps.flow.errors import ConfigError, StepError
 from steps.flow.processes import end_on_signals, watch_launcher
 from steps.flow.schema import ROOT, Config, holds_text, to_config
+from steps.flow.secrets import refuse_secrets
 from steps.flow.tracking import settle_store
 
 CONF = ROOT / "conf"
@@ -86,6 +87,7 @@ def translate(arguments: list[str], *, sweep: bool = False) -> tuple[list[str], 
             overrides.append(as_override(argument[2:], _value_of(argument, rest), sweep=sweep))
         else:
             overrides.append(argument)
+    refuse_secrets(overrides)
     return overrides, flags
 
 

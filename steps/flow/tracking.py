@@ -19,6 +19,7 @@ from steps.flow.fingerprint import FACTS, FINGERPRINT, fingerprint
 from steps.flow.processes import PROCESS, closing, process_tag
 from steps.flow.provenance import provenance_tags, uncommitted_changes
 from steps.flow.schema import INPUTS, READS, Config, flat_dict, inputs_of
+from steps.flow.secrets import remove_credentials
 
 OUTPUT = "output."
 """The prefix of the tags by which a step hands over what it made: `output.<name>` holds a URI."""
@@ -81,6 +82,7 @@ def step_run(step: str, config: Config) -> Iterator[StepRun]:
     status = "FAILED"
     try:
         mlflow.set_tags({"mlflow.runName": step, "step": step, PROCESS: process_tag(), **provenance_tags(config.seed)})
+        remove_credentials(run.info.run_id)
         if changes := uncommitted_changes():
             mlflow.log_text(changes, "code.diff")
         log_new_params(run, config, READS.get(step, ("",)))

@@ -1,0 +1,85 @@
+"""A token that is given as a parameter, or in a git URL, is nowhere afterwards."""
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from steps.flow.command_line import translate
+from steps.flow.errors import ConfigError
+from tests.conftest import ROOT, run
+
+TOKEN = "hf_" + "abcdefGHIJKL0123456789"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--hf_token", "anything"],
+        ["--hub.api_key", "anything"],
+        ["--question", f"use {TOKEN} please"],
+        ["--overrides", f"model=hub model.repo_id={TOKEN}"],
+        [f"model.path={TOKEN}"],
+        ["--model.repo_id", "https://me:s3cret@example.org/model"],
+        ["--question", "ghp_abcdefghij0123456789abcd"],
+    ],
+)
+def test_what_looks_like_a_secret_is_refused_and_not_repeated(arguments: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"=\*\*\* looks like a secret") as caught:
+        translate(arguments)
+    assert not [word for word in ("anything", TOKEN, "s3cret", "ghp_") if word in str(caught.value)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--build_onnx_wrapper.max_tokens", "64"],
+        ["--question", "What is a token? See https://example.org/a@b and mail me@example.org"],
+        ["--model.repo_id", "hf_internal/tiny"],
+        ["--hf_token", ""],
+    ],
+)
+def test_what_only_reads_like_one_is_not(arguments: list[str]) -> None:
+    translate(arguments)
+
+
+def everything_in(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.slow
+def test_a_token_given_with_P_is_in_no_run_and_no_log(tmp_path: Path) -> None:
+    done = run("mlflow", "run", str(ROOT), "--env-manager", "local", "-P", f"hub.thing={TOKEN}", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "main: hub.thing=*** looks like a secret" in done.stderr
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        assert database.execute("SELECT count(*) FROM runs").fetchone() == (0,)
+        assert database.execute("SELECT count(*) FROM params").fetchone() == (0,)
+    # MLflow itself shows the command that it runs, before anything of ours has started.
+    ours = [line for line in done.stderr.splitlines() if "mlflow.projects" not in line]
+    assert not [line for line in ours if TOKEN in line]
+
+
+@pytest.mark.slow
+def test_the_password_of_a_git_url_is_in_no_tag_of_any_run(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines():
+        if (ROOT / name).is_file():
+            (project / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, project / name)
+    run("git", "init", "-q", cwd=project)
+    run("git", "remote", "add", "origin", "https://me:s3cret@example.org/project.git", cwd=project)
+    run("git", "add", "-A", cwd=project)
+    run("git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "code", cwd=project)
+    store = tmp_path / "store"
+    store.mkdir()
+    command = ["mlflow", "run", str(project), "--env-manager", "local", "-P", "steps=[fetch_model]"]
+    done = run(*command, cwd=store)
+    assert done.returncode == 0, done.stderr
+    with sqlite3.connect(store / "mlflow.db") as database:
+        urls = database.execute("SELECT value FROM tags WHERE key = 'mlflow.source.git.repoURL'").fetchall()
+        tags = database.execute("SELECT count(*) FROM tags WHERE value LIKE '%s3cret%'").fetchone()
+    assert urls == [("https://example.org/project.git",)] * 2
+    assert tags == (0,)
+    assert b"s3cret" not in done.stdout.encode() + everything_in(store / "mlruns")
