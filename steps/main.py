@@ -74,7 +74,9 @@ def run_step(step: str, config: Config, overrides: list[str], inputs: Mapping[st
             return Record(step, REUSED, reused.info.run_id, reused.info.run_id, 0.0, decision.reason, outputs(reused))
         _say(step, config, "STARTED", decision.reason)
         parameters = {key: run.info.run_id for key, run in inputs.items()} | {"overrides": shlex.join(overrides)}
-        result = launch(step, parameters)
+        parent = mlflow.active_run()
+        assert parent is not None
+        result = launch(step, parameters, parent)
     _say(step, config, result.status, f"{result.seconds:.1f} s")
     return Record(step, result.status, result.run_id, None, result.seconds, decision.reason, result.outputs)
 

@@ -2,25 +2,30 @@
 
     mlflow run . -e sweep -P build_onnx_wrapper.block_size=16,32,64 -P onnx=int4_cpu,int8_cpu
 
-One parent run; under it a chain run for each trial, with its own steps. Writes `sweep.csv`, and tags the best trial by
-`sweep.objective`. A trial that fails is reported and does not stop the others.
+One parent run; under it a chain run for each trial, with its own steps. Writes `sweep.csv` and `sweep.html`, and tags
+the best trial by `sweep.objective`. A trial that fails is reported and does not stop the others.
 """
 
 import itertools
 import shlex
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
 import pandas as pd
+import psutil
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
+from steps.comparison.trials import write_page
 from steps.flow.command_line import compose_config, reporting, translate
 from steps.flow.errors import StepError
 from steps.flow.gates import configured_gates
 from steps.flow.launch import StepResult, launch
+from steps.flow.processes import close_abandoned_runs, closing
 from steps.flow.schema import STEPS
 from steps.flow.tracking import step_run
 
@@ -45,16 +50,29 @@ def varied(trials: list[Trial]) -> list[str]:
     return [column[0].partition("=")[0] for column in zip(*trials, strict=True) if len(set(column)) > 1]
 
 
-def run_trials(trials: list[Trial]) -> list[StepResult]:
-    """Run the chain for each of *trials*, without registering, under the active run; return how they went."""
+def run_trials(trials: list[Trial], parent: Run, jobs: int) -> list[StepResult]:
+    """Run the chain for each of *trials* under *parent*, *jobs* at a time, without registering; return how they went.
+
+    What two trials share is made once: the later one waits for it.
+    """
     steps = f"steps=[{','.join(step for step in STEPS if step != 'register')}]"
-    results = []
-    for number, trial in enumerate(trials, start=1):
+
+    def run(number: int, trial: Trial) -> StepResult:
         print(f"trial {number}/{len(trials)}: {shlex.join(trial)}", flush=True)
-        result = launch("main", {"overrides": shlex.join([*trial, steps])})
+        result = launch("main", {"overrides": shlex.join([*trial, steps])}, parent)
         print(f"trial {number}/{len(trials)}: {result.status}, {result.seconds:.1f} s\n", flush=True)
-        results.append(result)
-    return results
+        return result
+
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        return list(pool.map(run, range(1, len(trials) + 1), trials))
+    except BaseException:
+        # Signals reach this thread alone; those that wait for a trial go on until it has ended.
+        closing()
+        pool.shutdown(wait=False, cancel_futures=True)
+        for trial in psutil.Process().children():
+            trial.terminate()
+        raise
 
 
 def table_of(trials: list[Trial], results: list[StepResult]) -> pd.DataFrame:
@@ -68,16 +86,25 @@ def table_of(trials: list[Trial], results: list[StepResult]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def best_of(table: pd.DataFrame, objective: str, direction: str) -> int:
-    """Return the position of the best FINISHED trial. Raises StepError when none finished with the *objective*."""
+def best_of(table: pd.DataFrame, objective: str, direction: str) -> int | None:
+    """Return the position of the best FINISHED trial, or None when none finished with the *objective*."""
     finished = table[table["status"] == "FINISHED"]
     if objective not in finished or finished[objective].dropna().empty:
-        msg = (
-            f"no trial finished with a figure for sweep.objective={objective}: see the status and metrics in sweep.csv"
-        )
-        raise StepError(msg)
+        return None
     figures = finished[objective].dropna().sort_values(ascending=direction == "minimize", kind="stable")
     return list(table.index).index(figures.index[0])
+
+
+def write_results(trials: list[Trial], table: pd.DataFrame, best: int | None, command: str) -> None:
+    """Log `sweep.csv` and `sweep.html`, and the best trial as tags and parameters, on the active run."""
+    with tempfile.TemporaryDirectory() as work:
+        table.to_csv(Path(work) / "sweep.csv", index=False)
+        write_page(Path(work) / "sweep.html", table, varied(trials), best, command)
+        mlflow.log_artifacts(work)
+    if best is not None:
+        chosen = {f"best.{key}": value for key, _, value in (override.partition("=") for override in trials[best])}
+        mlflow.log_params(chosen)
+        mlflow.set_tags({"best.run_id": str(table["run_id"][best]), "best.command": command})
 
 
 def main() -> None:
@@ -89,24 +116,26 @@ def main() -> None:
         for config in configs:
             configured_gates(config)
         options = configs[0].sweep
-        with step_run("sweep", configs[0]):
-            results = run_trials(trials)
-            table = table_of(trials, results)
-            with tempfile.TemporaryDirectory() as work:
-                table.to_csv(Path(work) / "sweep.csv", index=False)
-                mlflow.log_artifacts(work)
+        with step_run("sweep", configs[0]) as sweep:
+            for run in close_abandoned_runs():
+                print(f"run {run.info.run_id} ({run.data.tags.get('step')}) was abandoned: marked KILLED")
+            table = table_of(trials, run_trials(trials, sweep.run, options.jobs))
             best = best_of(table, options.objective, options.direction)
-            command = f"mlflow run . -P overrides={shlex.quote(shlex.join(trials[best]))}"
-            mlflow.set_tags(
-                {
-                    "best.run_id": results[best].run_id,
-                    "best.overrides": shlex.join(trials[best]),
-                    "best.command": command,
-                }
-            )
+            command = "" if best is None else f"mlflow run . -P overrides={shlex.quote(shlex.join(trials[best]))}"
+            write_results(trials, table, best, command)
             shown = [*varied(trials), "status", "seconds", options.objective]
             print(table[[column for column in shown if column in table]].to_string(index=False))
+            if best is None:
+                msg = f"no trial finished with a figure for sweep.objective={options.objective}: see sweep.html"
+                raise StepError(msg)
             print(f"\nBest by {options.objective}: trial {best + 1}. To run it again, and register it:\n  {command}")
+            if options.register:
+                result = launch("main", {"overrides": shlex.join(trials[best])}, sweep.run)
+                if result.status != "FINISHED":
+                    msg = (
+                        f"registering trial {best + 1} ended {result.status}: mend what it says above, and start again"
+                    )
+                    raise StepError(msg)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlflow
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.projects.utils import get_or_create_run, get_run_env_vars, load_project
 
 from steps.flow.processes import closing, end
@@ -50,18 +50,16 @@ def one_at_a_time(fingerprint: str, waiting: Callable[[], None]) -> Iterator[Non
         lock.release()
 
 
-def launch(step: str, parameters: dict[str, str]) -> StepResult:
-    """Run *step* with *parameters* under the active run, and wait for it.
+def launch(step: str, parameters: dict[str, str], parent: Run) -> StepResult:
+    """Run *step* with *parameters* in a run nested under *parent*, and wait for it. May be called from any thread.
 
     As `mlflow.projects.run` does with the local environment; but that call tells nobody the id of a run that failed,
-    and leaves the process alive when its caller dies.
+    and leaves the process alive when its caller is killed.
     """
-    parent = mlflow.active_run()
-    assert parent is not None
-    experiment = parent.info.experiment_id
-    run = get_or_create_run(None, str(ROOT), experiment, str(ROOT), None, step, parameters)
-    client, run_id = MlflowClient(), run.info.run_id
+    experiment, client = parent.info.experiment_id, MlflowClient()
+    run_id = get_or_create_run(None, str(ROOT), experiment, str(ROOT), None, step, parameters).info.run_id
     client.set_tag(run_id, "mlflow.runName", step)
+    client.set_tag(run_id, "mlflow.parentRunId", parent.info.run_id)
     command = load_project(str(ROOT)).get_entry_point(step).compute_command(parameters, None)
     started, code = time.monotonic(), -1
     try:

@@ -149,10 +149,15 @@ class Register:
 
 @dataclass
 class Sweep:
-    """`objective`: the metric that makes a trial the best; `direction`: `maximize` or `minimize`."""
+    """`objective`: the metric that makes a trial the best; `direction`: `maximize` or `minimize`.
+
+    `jobs`: trials at a time. `register`: register the best, which passed its gates; otherwise none is.
+    """
 
     objective: str
     direction: str
+    jobs: int
+    register: bool
 
 
 @dataclass
@@ -271,6 +276,7 @@ def check(config: Config) -> None:
         "build_onnx_wrapper.max_tokens": onnx.max_tokens,
         "evaluate.max_tokens": config.evaluate.max_tokens,
         "evaluate.limit": config.evaluate.limit,
+        "sweep.jobs": config.sweep.jobs,
     }.items():
         _require(value is None or value >= 1, key, value, "at least 1")
     name = config.register.name

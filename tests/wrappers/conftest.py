@@ -146,22 +146,22 @@ def onnx_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def logged(onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the URIs of the model logged with either interface, in a store of its own."""
     folder = tmp_path_factory.mktemp("store")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/store.db")
-    experiment = mlflow.create_experiment("wrappers", artifact_location=str(folder / "artifacts"))
-    folders = {}
-    for interface, signature in (("chat", chat_signature()), ("prompt", prompt_signature())):
-        with mlflow.start_run(experiment_id=experiment):
-            info = mlflow.pyfunc.log_model(
-                name="onnx",
-                python_model=str(WRAPPER),
-                artifacts={"onnx": str(onnx_folder)},
-                model_config={"interface": interface, "model_name": "tiny", "max_tokens": 40},
-                signature=signature,
-                pip_requirements=["mlflow"],
-            )
-        folders[interface] = mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(folder / interface))
-    mlflow.set_tracking_uri(before)
+    with pytest.MonkeyPatch.context() as patch:
+        # Not mlflow.set_tracking_uri: other files' tests, and the processes they start, would inherit it.
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/store.db")
+        experiment = mlflow.create_experiment("wrappers", artifact_location=str(folder / "artifacts"))
+        folders = {}
+        for interface, signature in (("chat", chat_signature()), ("prompt", prompt_signature())):
+            with mlflow.start_run(experiment_id=experiment):
+                info = mlflow.pyfunc.log_model(
+                    name="onnx",
+                    python_model=str(WRAPPER),
+                    artifacts={"onnx": str(onnx_folder)},
+                    model_config={"interface": interface, "model_name": "tiny", "max_tokens": 40},
+                    signature=signature,
+                    pip_requirements=["mlflow"],
+                )
+            folders[interface] = mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(folder / interface))
     return folders
 
 
