@@ -17,12 +17,13 @@ import mlflow
 import pandas as pd
 import psutil
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from steps.comparison.trials import write_page
-from steps.flow.command_line import compose_config, reporting, translate
-from steps.flow.errors import StepError
+from steps.flow.command_line import compose_config, reporting, run_through_hydra, translate
+from steps.flow.errors import ConfigError, StepError
 from steps.flow.gates import configured_gates
 from steps.flow.launch import StepResult, launch
 from steps.flow.processes import close_abandoned_runs, closing
@@ -34,9 +35,14 @@ Trial = tuple[str, ...]
 
 
 def trials_of(overrides: list[str]) -> list[Trial]:
-    """Return every combination of the values in *overrides*, as Hydra's own sweeper counts them."""
+    """Return every combination of the values in *overrides*, as Hydra's own sweeper counts them. Raises ConfigError."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        msg = f"{shlex.join(overrides)} cannot be read: {str(error).splitlines()[0]}; write KEY=VALUE,VALUE"
+        raise ConfigError(msg) from error
     choices = []
-    for override in OverridesParser.create().parse_overrides(overrides):
+    for override in parsed:
         line = str(override.input_line)
         key = line.partition("=")[0]
         choices.append(
@@ -110,7 +116,10 @@ def write_results(trials: list[Trial], table: pd.DataFrame, best: int | None, co
 def main() -> None:
     """Check every combination on the command line, then try each."""
     with reporting("sweep"):
-        overrides, _flags = translate(sys.argv[1:], sweep=True)
+        overrides, flags = translate(sys.argv[1:], sweep=True)
+        if flags:
+            run_through_hydra(lambda _config, _overrides: None, [*flags, *overrides])
+            return
         trials = trials_of(overrides)
         configs = [compose_config(list(trial)) for trial in trials]
         for config in configs:

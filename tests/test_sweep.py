@@ -64,6 +64,19 @@ def test_an_impossible_value_is_refused_before_the_first_trial(tmp_path: Path) -
     assert not (tmp_path / "store.db").exists()
 
 
+def test_what_is_no_override_is_refused_in_one_line() -> None:
+    done = run(sys.executable, "-m", "steps.sweep", "onnx")
+    assert done.returncode == 2
+    assert done.stderr.startswith("sweep: onnx cannot be read")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_helps_and_runs_nothing() -> None:
+    done = run(sys.executable, "-m", "steps.sweep", "--help")
+    assert done.returncode == 0
+    assert "sweep, with several VALUES separated by commas" in done.stdout
+
+
 @pytest.mark.slow
 def test_a_sweep_runs_nested_trials_shares_their_steps_and_names_the_best(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -41,7 +41,7 @@ def execute(name: str, main: Main) -> None:
     with reporting(name):
         overrides, flags = translate(sys.argv[1:])
         if flags:
-            _run_through_hydra(main, [*flags, *overrides])
+            run_through_hydra(main, [*flags, *overrides])
         else:
             main(compose_config(overrides), overrides)
 
@@ -127,7 +127,7 @@ def compose_config(overrides: list[str]) -> Config:
             raise ConfigError(advise(error, overrides, defaults, CONF)) from error
 
 
-def _run_through_hydra(main: Main, arguments: list[str]) -> None:
+def run_through_hydra(main: Main, arguments: list[str]) -> None:
     """Let Hydra itself act on its flags: --help, --cfg job, --multirun and the like."""
 
     def job(composed: DictConfig) -> None:
