@@ -8,6 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from steps.evaluation.metrics import MEANINGS, show
 from steps.evaluation.plots import PERCENT, inline_svg
@@ -51,6 +52,10 @@ def draw(table: pd.DataFrame) -> Figure:
     axes.set_xlabel(MEANINGS["cost.answers_per_second"].label)
     axes.set_ylabel(MEANINGS["task.accuracy"].label)
     axes.margins(0.15)
+    axes.set_ylim(top=min(axes.get_ylim()[1], 1.002))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     return figure
