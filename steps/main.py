@@ -145,7 +145,7 @@ def summary(runs: Mapping[str, Run], config: Config) -> str:
             f"MLFLOW_TRACKING_URI={store} mlflow models serve -m {register['model_uri']} --env-manager uv -p 5001",
             f"curl -s localhost:5001/invocations {header} -d {shlex.quote(example(config))}",
         ]
-    return "\n".join([*lines, "", "Next:", *(f"  {line}" for line in following)])
+    return "\n".join([*lines, *([""] if lines else []), "Next:", *(f"  {line}" for line in following)])
 
 
 def example(config: Config) -> str:

@@ -7,6 +7,7 @@ Hydra's own flags, are understood here, for every step alike.
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
@@ -141,6 +142,7 @@ def run_through_hydra(main: Main, arguments: list[str]) -> None:
 def _register_schema() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("last_part", lambda path: _last_part(str(path)), replace=True)
+    OmegaConf.register_new_resolver("temp_dir", tempfile.gettempdir, replace=True)
 
 
 def _last_part(path: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 from mlflow.projects.utils import load_project
 
 from steps.flow.command_line import HYDRA_OPTIONS, HYDRA_SWITCHES, compose_config, translate
@@ -165,6 +166,20 @@ def test_help_shows_the_groups_and_the_configuration() -> None:
     assert done.returncode == 0
     assert "phi3_mini_4k" in done.stdout
     assert "block_size: 32" in done.stdout
+
+
+@pytest.mark.slow
+def test_hydras_multirun_makes_a_flow_of_each_value_and_leaves_nothing_in_the_folder(
+    store: str, tmp_path: Path
+) -> None:
+    arguments = ["--multirun", "steps=[fetch_model]", "fetch_model.log_files_mb=10,20"]
+    folder = tmp_path / "user"
+    folder.mkdir()
+    done = run(sys.executable, "-m", "steps.main", *arguments, cwd=folder, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    chains = MlflowClient().search_runs(["0"], "tags.step = 'main' and attributes.status = 'FINISHED'")
+    assert len(chains) == 2
+    assert not list(folder.iterdir())
 
 
 def test_no_key_of_the_configuration_is_called_like_a_flag_of_hydra() -> None:
