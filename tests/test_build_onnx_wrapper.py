@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from steps.build_onnx_wrapper import build_onnx, mend_window
 from steps.flow.command_line import compose_config
 from steps.flow.errors import StepError
+from steps.flow.files import describe, digest, files_below
 from steps.flow.schema import BuildOnnxWrapper
 from tests.conftest import ROOT
 
@@ -126,3 +127,12 @@ def test_an_architecture_that_the_builder_lacks_is_an_error_of_one_line(tmp_path
         build_onnx(checkpoint, tmp_path / "onnx", options(), tmp_path / "builder.log")
     assert "\n" not in str(caught.value)
     assert "Traceback" in (tmp_path / "builder.log").read_text()
+
+
+def test_two_builds_of_one_checkpoint_are_the_same_to_the_last_byte(tmp_path: Path) -> None:
+    digests = set()
+    for name in ("one", "another"):
+        folder = tmp_path / name / "onnx"
+        build_onnx(TINY, folder, options(), tmp_path / f"{name}.log")
+        digests.add(digest(describe(files_below(folder), folder)))
+    assert len(digests) == 1
