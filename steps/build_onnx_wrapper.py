@@ -19,7 +19,7 @@ from steps.flow.command_line import execute
 from steps.flow.errors import StepError
 from steps.flow.files import describe, digest, files_below
 from steps.flow.hub import fetch_onnx
-from steps.flow.logged_model import logged_folder, record_model
+from steps.flow.logged_model import logged_folder, record_model, without_bytecode
 from steps.flow.manifest import MANIFEST
 from steps.flow.requirements import locked
 from steps.flow.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
@@ -160,7 +160,8 @@ def main(config: Config, _overrides: list[str]) -> None:
             else:
                 onnx = fetch_prebuilt(options, offline=config.fetch_model.offline)
             mlflow.set_tag("onnx.sha256", digest(describe(files_below(onnx), onnx)))
-            uri = log_wrapper(onnx, config.model.name, config.question, options)
+            with without_bytecode():
+                uri = log_wrapper(onnx, config.model.name, config.question, options)
         with logged_folder(uri) as folder:
             record_model(uri, folder)
             if options.execution_provider is ExecutionProvider.cpu:

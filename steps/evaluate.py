@@ -27,7 +27,7 @@ from steps.evaluation.scoring import check_reference
 from steps.evaluation.tasks import Example, read_task
 from steps.flow.command_line import execute
 from steps.flow.errors import StepError
-from steps.flow.files import hash_file
+from steps.flow.files import files_below, hash_file
 from steps.flow.fingerprint import DIGEST
 from steps.flow.gates import configured_gates
 from steps.flow.logged_model import checked_model
@@ -71,10 +71,10 @@ def read_examples(options: Evaluate) -> list[Example]:
 
 def measure_candidate(name: str, folder: Path, examples: list[Example], max_tokens: int) -> Measured:
     """Load the model in *folder* and ask it *examples*; the time to a first answer includes nothing of the loading."""
+    size = sum(path.stat().st_size for path in files_below(folder))
     started = time.perf_counter()
     predict = chat_with(mlflow.pyfunc.load_model(str(folder)))
     load_seconds = time.perf_counter() - started
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Measured(ask(predict, examples, {"max_tokens": max_tokens}, on_answer=progress(name)), load_seconds, size)
 
 

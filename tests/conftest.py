@@ -40,4 +40,5 @@ def run(*command: str, cwd: Path = ROOT, **environment: str) -> "subprocess.Comp
     """Run *command* with the tests' own Python first on PATH; return its exit code and output as text."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "PYTHONPATH": ""} | environment
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # as on a user's machine
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)

@@ -103,6 +103,11 @@ def test_the_build_is_challenger_and_the_first_champion(flow: Flow, client: Mlfl
     assert "# capitals, onnx" in version.description
 
 
+def test_a_logged_model_holds_no_compiled_code_even_after_it_was_loaded(flow: Flow) -> None:
+    assert list(flow.folder.rglob("onnx_chat.py"))
+    assert not list(flow.folder.rglob("*.pyc"))
+
+
 @pytest.mark.parametrize("number", ["1", "2"])
 def test_a_registered_model_answers_in_python(flow: Flow, client: MlflowClient, number: str) -> None:
     (response,) = mlflow.pyfunc.load_model(f"models:/capitals/{number}").predict(SPAIN)

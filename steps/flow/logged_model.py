@@ -6,6 +6,7 @@ READY. So a build step writes down every file of what it logged, and whoever use
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,9 +32,24 @@ RENEWED = ("MLmodel", "registered_model_meta")
 
 
 @contextmanager
+def without_bytecode() -> Iterator[None]:
+    """Let Python write no `__pycache__` beside what it imports meanwhile.
+
+    MLflow imports a model's code from the model's own folder: compiled, it would be logged with the model, be another
+    file each time, and be run by whoever loads the model.
+    """
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+
+
+@contextmanager
 def logged_folder(model_uri: str) -> Iterator[Path]:
-    """Yield the folder of the logged model `models:/m-<id>` at *model_uri*."""
-    with as_folder(MlflowClient().get_logged_model(model_uri.removeprefix("models:/")).artifact_location) as folder:
+    """Yield the folder of the logged model `models:/m-<id>` at *model_uri*; loading it leaves nothing there."""
+    location = MlflowClient().get_logged_model(model_uri.removeprefix("models:/")).artifact_location
+    with as_folder(location) as folder, without_bytecode():
         yield folder
 
 
