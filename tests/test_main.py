@@ -190,7 +190,8 @@ def test_a_plan_says_what_would_run_and_why_and_runs_nothing(flow: Flow) -> None
 
 
 def test_a_damaged_model_is_built_again_and_the_plan_says_so(flow: Flow) -> None:
-    weights = next(flow.folder.glob("mlruns/0/models/*/artifacts/artifacts/onnx/model.onnx.data"))
+    model = flow.steps["build_onnx_wrapper"].data.tags["output.model_uri"].removeprefix("models:/")
+    weights = flow.folder / "mlruns" / "0" / "models" / model / "artifacts" / "artifacts" / "onnx" / "model.onnx.data"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1])
     try:
