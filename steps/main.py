@@ -109,6 +109,8 @@ def _inputs(step: str, runs: Mapping[str, Run]) -> dict[str, Run]:
 
 def _found(step: str, config: Config, inputs: Mapping[str, Run]) -> dict[str, Run]:
     """Return, for a *step* that is not to run, the run that its key names, or else the newest that fits, or nothing."""
+    if not any(STEPS.index(chosen) > STEPS.index(step) for chosen in config.steps):
+        return {}  # nothing chosen builds on it
     key = next((key for key, made_by in INPUTS.items() if made_by == step), None)
     if key is not None and getattr(config, key):
         return {step: input_run(key, config)}

@@ -216,6 +216,14 @@ def test_a_second_registration_of_the_same_content_makes_no_new_version(flow: Fl
     assert len(client.search_model_versions("name='capitals'")) == 2
 
 
+def test_a_flow_that_stops_early_claims_nothing_of_the_steps_it_left_out(flow: Flow, client: MlflowClient) -> None:
+    output = again(flow, "steps=[fetch_model]")
+    assert "Registered:" not in output
+    assert "Right answers" not in output
+    chain = client.search_runs(["0"], "tags.step = 'main'", order_by=["start_time DESC"])[0]
+    assert not [name for name in chain.data.metrics if name.startswith("onnx.")]
+
+
 def test_a_chosen_step_without_a_run_to_build_on_is_refused(flow: Flow) -> None:
     overrides = ["steps=[evaluate]", "onnx=fp32_cpu"]
     done = run("python", "-m", "steps.main", *overrides, MLFLOW_TRACKING_URI=flow.store)

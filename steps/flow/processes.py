@@ -86,8 +86,9 @@ def _is_launcher(process: psutil.Process) -> bool:
 
 def _end_with(launcher: psutil.Process) -> None:
     # is_running compares the start time too: another process with the same number is not the launcher.
-    while launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(PAUSE_SECONDS)
+    with contextlib.suppress(psutil.NoSuchProcess):  # gone between the two questions
+        while launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(PAUSE_SECONDS)
     own = psutil.Process()
 
     def send(number: int) -> None:
