@@ -1,11 +1,13 @@
 """build_onnx_wrapper: reads the snapshot of fetch_model; writes a Python model around onnxruntime-genai.
 
 onnxruntime-genai's builder makes the ONNX model in a process of its own, so that its memory is given back. The
-wrapper, `steps/wrappers/onnx_chat.py`, is logged as code, then loaded to answer a question before the step is done.
+wrapper, `steps/wrappers/onnx_chat.py`, is logged as code, with `onnx_engine.py` for the process that it starts, then
+loaded to answer a question before the step is done.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from typing import Any
 
 import mlflow
 
+from steps.flow.architecture import require_known_architecture
 from steps.flow.command_line import execute
 from steps.flow.errors import StepError
 from steps.flow.files import describe, digest, files_below
@@ -25,16 +28,18 @@ from steps.flow.requirements import locked
 from steps.flow.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
 from steps.flow.snapshot import present
 from steps.flow.tracking import set_output, step_run
-from steps.wrappers import onnx_chat
+from steps.wrappers import onnx_chat, onnx_engine
 
 BUILDER_LOG = "builder.log"
+
+WINDOWED = {"mistral": 4096, "phi3": None}
+"""Model types whose every layer has the sliding window, with its size in transformers when config.json states none."""
 
 
 def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper, log: Path) -> None:
     """Write the ONNX model of the checkpoint in *snapshot* to *output*, with genai_config.json and tokenizer.
 
-    All that the builder says goes to the file *log*. Raises StepError with its last line when it fails, for example for
-    an architecture that it lacks.
+    All that the builder says goes to the file *log*. Raises StepError with its last line when it fails.
     """
     with tempfile.TemporaryDirectory() as work:
         source = mend_window(snapshot, Path(work) / "source")
@@ -62,35 +67,53 @@ def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper, log: Pat
     log.write_text(f"{' '.join(command)}\n\n{done.stdout}\n{done.stderr}", encoding="utf-8")
     if done.returncode != 0 or not (output / "model.onnx").is_file():
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
-        if lines[-1].endswith("model is not currently supported."):
-            names = json.loads((snapshot / "config.json").read_text())["architectures"]
-            msg = f"onnxruntime-genai's builder does not know the architecture {', '.join(names)}: choose another model"
-        else:
-            msg = f"onnxruntime-genai's builder failed: {lines[-1]} (all it said is in the run's {log.name})"
+        msg = f"onnxruntime-genai's builder failed: {lines[-1]} (all it said is in the run's {log.name})"
         raise StepError(msg)
 
 
-def fetch_prebuilt(options: BuildOnnxWrapper, *, offline: bool) -> Path:
-    """Return the ONNX folder that somebody else built, from the hub, and log its manifest. Raises StepError."""
+def fetch_prebuilt(output: Path, options: BuildOnnxWrapper, *, offline: bool) -> None:
+    """Write the ONNX folder that somebody else built, from the hub, to *output*; log its manifest. Raises StepError."""
     repository, revision, folder = str(options.repo_id), str(options.revision), str(options.folder)
     manifest, snapshot = fetch_onnx(repository, revision, folder, offline=offline)
+    require_runnable(snapshot / folder)
     mlflow.log_text(manifest.to_json(), MANIFEST)
-    return snapshot / folder
+    # The cache holds links, out of the folder: MLflow refuses to log those.
+    shutil.copytree(snapshot / folder, output)
+
+
+def require_runnable(folder: Path) -> None:
+    """Raise StepError unless *folder* holds what the wrapper reads: settings, the model they name, tokenizer."""
+    settings = folder / "genai_config.json"
+    needed = [settings.name, "tokenizer.json", "tokenizer_config.json"]
+    if settings.is_file():
+        try:
+            needed.append(str(json.loads(settings.read_text())["model"]["decoder"]["filename"]))
+        except (ValueError, KeyError, TypeError) as error:
+            msg = f"{settings} names no model ({error!r}): choose a folder that onnxruntime-genai's builder wrote"
+            raise StepError(msg) from error
+    for name in needed:
+        if not (folder / name).is_file():
+            msg = f"{folder} lacks {name}: choose a folder that onnxruntime-genai's builder wrote"
+            raise StepError(msg)
 
 
 def mend_window(snapshot: Path, folder: Path) -> Path:
     """Return *folder*, made with links to *snapshot*'s files and a config.json from which the builder exports right.
 
-    The builder learns from `layer_types` which layers have a sliding window. Phi-3's and Mistral's configurations
-    lack it, and the export would attend to everything, without a word; so it is written out.
+    The builder learns from `layer_types` which layers have a sliding window. Where every layer has it, config.json does
+    not say so, and the export would attend to everything, without a word; so it is written out.
     """
     folder.mkdir(parents=True)
     for path in snapshot.iterdir():
         (folder / path.name).symlink_to(path.resolve())
     architecture = json.loads((snapshot / "config.json").read_text())
-    windowed = architecture.get("sliding_window") is not None and architecture.get("use_sliding_window", True)
-    if windowed and "layer_types" not in architecture:
-        architecture["layer_types"] = ["sliding_attention"] * architecture["num_hidden_layers"]
+    family = architecture.get("model_type")
+    window = architecture.get("sliding_window", WINDOWED.get(family))
+    if family in WINDOWED and window is not None and "layer_types" not in architecture:
+        architecture |= {
+            "sliding_window": window,
+            "layer_types": ["sliding_attention"] * architecture["num_hidden_layers"],
+        }
         (folder / "config.json").unlink()
         (folder / "config.json").write_text(json.dumps(architecture, indent=2))
     return folder
@@ -112,7 +135,7 @@ def log_wrapper(folder: Path, model_name: str, question: str, options: BuildOnnx
     info = mlflow.pyfunc.log_model(
         name="onnx",
         python_model=onnx_chat.__file__,
-        artifacts={"onnx": str(folder)},
+        artifacts={"onnx": str(folder), "engine": onnx_engine.__file__},
         model_config={
             "interface": options.interface.value,
             "model_name": model_name,
@@ -150,15 +173,16 @@ def main(config: Config, _overrides: list[str]) -> None:
     with step_run("build_onnx_wrapper", config) as step:
         options = config.build_onnx_wrapper
         with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
+            onnx = Path(work) / "onnx"
             if options.repo_id is None:
-                onnx = Path(work) / "onnx"
                 _manifest, snapshot = stack.enter_context(present(step.inputs["fetch_run_id"]))
+                require_known_architecture(snapshot)
                 try:
                     build_onnx(snapshot, onnx, options, Path(work) / BUILDER_LOG)
                 finally:
                     mlflow.log_artifact(f"{work}/{BUILDER_LOG}")
             else:
-                onnx = fetch_prebuilt(options, offline=config.fetch_model.offline)
+                fetch_prebuilt(onnx, options, offline=config.fetch_model.offline)
             mlflow.set_tag("onnx.sha256", digest(describe(files_below(onnx), onnx)))
             with without_bytecode():
                 uri = log_wrapper(onnx, config.model.name, config.question, options)

@@ -26,7 +26,9 @@ def log_pipeline(folder: Path, question: str, options: BuildPipelineWrapper) -> 
         name="pipeline",
         task="llm/v1/chat",
         torch_dtype=None if options.dtype == "auto" else options.dtype,
-        model_config={"max_new_tokens": options.max_new_tokens, "do_sample": False},
+        # MLflow renders the chat template and has the result tokenised as any text: a tokenizer that puts a BOS token
+        # before texts, as those of Llama and Mistral do, would add a second one to the template's own.
+        model_config={"max_new_tokens": options.max_new_tokens, "do_sample": False, "add_special_tokens": False},
         input_example=chat_request(question),
         pip_requirements=locked("mlflow", "transformers", "torch", "tokenizers", "huggingface-hub", "jinja2", "psutil"),
         # Given, even if empty: MLflow would ask the hub for one otherwise.

@@ -4,192 +4,141 @@ Both are loaded as a user would load them, asked the same questions, scored, and
 fails, and with it the chain, when a gate does not pass.
 """
 
+import json
 import os
 import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import mlflow
+import pandas as pd
+from mlflow.data.dataset_source_registry import get_dataset_source_from_json
+from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Run
-from mlflow.pyfunc import PyFuncModel
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 
-from steps.evaluation import plots
-from steps.evaluation.asking import Asked, Predict, ask, progress
-from steps.evaluation.gates import PASSED, Verdict, judge, overall, write_gates
+from steps.evaluation.gates import PASSED, Verdict, judge, overall
+from steps.evaluation.harness_figures import harness_metrics, write_harness
+from steps.evaluation.latency import by_prompt_length
 from steps.evaluation.metrics import measure
-from steps.evaluation.predictions import Prediction, score, write_predictions
-from steps.evaluation.report import metric_rows, write_report
-from steps.evaluation.scoring import check_reference
-from steps.evaluation.tasks import Example, read_task
+from steps.evaluation.predictions import Prediction, score
+from steps.evaluation.tasks import Example
+from steps.flow.candidate import candidate
 from steps.flow.command_line import execute
 from steps.flow.errors import StepError
-from steps.flow.files import files_below, hash_file
+from steps.flow.files import hash_file
 from steps.flow.fingerprint import DIGEST
 from steps.flow.gates import configured_gates
 from steps.flow.logged_model import checked_model
 from steps.flow.provenance import provenance_tags
 from steps.flow.schema import CANDIDATES, REFERENCE, Config, Evaluate, project_path
+from steps.flow.task import read_examples
 from steps.flow.tracking import set_output, step_run
+from steps.measurement.candidates import Measurements, measure_candidates
+from steps.measurement.harness import check_harness, measure_harness
 
-REPORT, GATES, SUMMARY, SCORES = "report.html", "gates.json", "summary.txt", "scores.md"
-
-IN_SUMMARY = (
-    "task.accuracy",
-    "task.agreement",
-    "cost.answers_per_second",
-    "cost.first_answer_seconds",
-    "cost.size_bytes",
-)
-"""The metrics that the terminal shows; the report has all."""
+REPORT, GATES, SUMMARY, TABLE = "report.html", "gates.json", "summary.txt", "predictions_table.json"
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A candidate's answers, and what loading it cost: seconds, and bytes on disk."""
-
-    asked: Asked
-    load_seconds: float
-    size_bytes: int
-
-
-def read_examples(options: Evaluate) -> list[Example]:
-    """Return the questions to ask. Raises StepError with file and line for what is not one."""
+def fetched(uri: str, folder: Path) -> Path:
+    """Return the folder of the model at *uri*, which is copied to *folder*. Raises StepError when there is none."""
+    folder.mkdir()
     try:
-        examples = read_task(project_path(options.task))[: options.limit]
-        if options.scorer is not None:
-            examples = [replace(example, scorer=options.scorer) for example in examples]
-            for example in examples:
-                check_reference(example.scorer, example.reference)
-    except ValueError as error:
-        raise StepError(str(error)) from error
-    return examples
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        fact = str(error).splitlines()[0]
+        msg = f"evaluate.candidates names {uri}, which cannot be had: {fact}"
+        raise StepError(msg) from error
 
 
-def measure_candidate(name: str, folder: Path, examples: list[Example], max_tokens: int) -> Measured:
-    """Load the model in *folder* and ask it *examples*; the time to a first answer includes nothing of the loading."""
-    size = sum(path.stat().st_size for path in files_below(folder))
-    started = time.perf_counter()
-    predict = chat_with(mlflow.pyfunc.load_model(str(folder)))
-    load_seconds = time.perf_counter() - started
-    return Measured(ask(predict, examples, {"max_tokens": max_tokens}, on_answer=progress(name)), load_seconds, size)
+def log_measurements(found: Measurements, metrics: Mapping[str, float], model_ids: Mapping[str, str | None]) -> None:
+    """Log *metrics*, and the series over prompt lengths, each linked to the logged model of its candidate."""
+    mlflow.set_tags({f"threads.{name}": str(threads) for name, threads in found.threads.items()})
+    for name, model_id in model_ids.items():
+        own = {metric: value for metric, value in metrics.items() if metric.startswith(f"{name}.")}
+        mlflow.log_metrics(own, model_id=model_id)
+        for tokens, values in by_prompt_length(
+            [timing for timing in found.timings if timing.candidate == name]
+        ).items():
+            mlflow.log_metrics(values, step=tokens, model_id=model_id)
 
 
-def chat_with(model: PyFuncModel) -> Predict:
-    """Return *model* as a function from a Chat Completions request to its response, whichever interface it has."""
-
-    def ask_chat(request: dict[str, Any]) -> Mapping[str, Any]:
-        responses: Any = model.predict(request)
-        response: Mapping[str, Any] = responses[0]
-        return response
-
-    def ask_prompt(request: dict[str, Any]) -> Mapping[str, Any]:
-        prompt = model.unwrap_python_model().text.render(request.pop("messages"))
-        texts: Any = model.predict({"prompt": [prompt]}, params=request)
-        return {"choices": [{"message": {"role": "assistant", "content": texts[0]}}]}
-
-    return ask_prompt if model.metadata.get_input_schema().input_names() == ["prompt"] else ask_chat
-
-
-def write_results(
-    folder: Path,
-    predictions: list[Prediction],
-    metrics: dict[str, float],
-    verdicts: list[Verdict],
-    config: Config,
-    provenance: dict[str, str],
-) -> None:
-    """Write predictions, gates, plots, report and summary to *folder*."""
-    figures = plots.draw(predictions, metrics)
-    write_predictions(folder / "predictions.jsonl", predictions)
-    write_gates(folder / GATES, verdicts)
-    (folder / "plots").mkdir()
-    plots.save(figures, folder / "plots")
-    write_report(
-        folder / REPORT,
-        title=f"{config.model.name}: onnx measured against pipeline",
-        predictions=predictions,
-        metrics=metrics,
-        verdicts=verdicts,
-        figures=figures,
-        reference=REFERENCE,
-        measured={
-            "Task": config.evaluate.task,
-            "Examples": len(predictions),
-            "Scorer": config.evaluate.scorer or "as the task says of each example",
-            "Longest answer": f"{config.evaluate.max_tokens} tokens, greedy",
-            "Order": "one candidate after the other in one process, one question at a time; one warm-up not counted",
-        },
-        provenance=provenance,
+def log_data(examples: Sequence[Example], predictions: Sequence[Prediction], options: Evaluate) -> None:
+    """Log the questions as the run's input, and the answers as a table, where MLflow's UI shows both."""
+    questions = pd.DataFrame(
+        {
+            "id": [example.id for example in examples],
+            "messages": [json.dumps(example.messages, ensure_ascii=False) for example in examples],
+            "reference": [example.reference for example in examples],
+        }
     )
-    (folder / SUMMARY).write_text(summary(metrics), encoding="utf-8")
-    (folder / SCORES).write_text(scores(metrics), encoding="utf-8")
-
-
-def summary(metrics: Mapping[str, float]) -> str:
-    """Return the metrics that matter most as a table of plain text, candidates side by side."""
-    lines = [f"{'':<34}" + "".join(f"{name:>14}" for name in CANDIDATES)]
-    for row in metric_rows(metrics, list(CANDIDATES)):
-        if row.name in IN_SUMMARY:
-            lines.append(f"{row.meaning.label:<34}" + "".join(f"{cell.text if cell else '':>14}" for cell in row.cells))
-    return "\n".join(lines) + "\n"
-
-
-def scores(metrics: Mapping[str, float]) -> str:
-    """Return all metrics as a table in Markdown, candidates side by side, for the model cards of what is registered."""
-    lines = [f"| | {' | '.join(CANDIDATES)} |", "|---|" + "---|" * len(CANDIDATES)]
-    for row in metric_rows(metrics, list(CANDIDATES)):
-        cells = [
-            f"{cell.text} ({cell.interval})" if cell and cell.interval else cell.text if cell else ""
-            for cell in row.cells
-        ]
-        lines.append(f"| {row.meaning.label} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    path = project_path(options.task)
+    dataset = from_pandas(
+        questions,
+        source=get_dataset_source_from_json(json.dumps({"uri": str(path)}), "local"),
+        name=path.stem,
+        targets="reference",
+    )
+    mlflow.log_input(dataset, context="evaluation")
+    rows = [
+        {
+            "id": prediction.example.id,
+            "question": prediction.example.messages[-1]["content"],
+            "reference": prediction.example.reference,
+            **{f"{name}.{key}": value for name, answer in prediction.answers.items() for key, value in {
+                "answer": answer.text, "right": prediction.right[name], "seconds": answer.seconds,
+                "error": answer.error}.items()},
+        }
+        for prediction in predictions
+    ]  # fmt: skip
+    mlflow.log_table(pd.DataFrame(rows), TABLE)
 
 
 def main(config: Config, _overrides: list[str]) -> None:
     """Measure the models of `pipeline_run_id` and `onnx_run_id` against each other, and judge them."""
+    # Here: the candidates' processes import this module too, and their memory is measured; they need no matplotlib.
+    from steps.measurement.results import write_results
+
     gates = configured_gates(config)
+    examples = read_examples(config.evaluate)
     with step_run("evaluate", config) as step, ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         runs = {name: step.inputs[key] for name, key in CANDIDATES.items()}
         models = {name: stack.enter_context(checked_model(built)) for name, built in runs.items()}
-        examples = read_examples(config.evaluate)
-        measured = {
-            name: measure_candidate(name, folder, examples, config.evaluate.max_tokens)
-            for name, (_uri, folder) in models.items()
-        }
-        predictions = score(examples, {name: result.asked.answers for name, result in measured.items()})
-        metrics = measure(predictions, REFERENCE, config.seed, also=loading_costs(measured))
-        mlflow.log_metrics(metrics)
+        for name, uri in config.evaluate.candidates.items():
+            models[name] = uri, fetched(uri, work / name)
+        # They load side by side, while this process reads the rest.
+        loading = {name: stack.enter_context(candidate(name, folder)) for name, (_uri, folder) in models.items()}
+        check_harness(config.evaluate.harness)
+        found = measure_candidates(loading, REFERENCE, examples, config.evaluate, config.seed)
+        harness = measure_harness(loading, config.evaluate.harness, config.seed)
+        predictions = score(examples, found.answers)
+        also = found.figures | harness_metrics(harness, REFERENCE, config.seed)
+        metrics = measure(predictions, REFERENCE, config.seed, also=also)
+        ids = {name: Model.load(str(folder)).model_id for name, (_uri, folder) in models.items()}
+        log_measurements(found, metrics, ids)
+        log_data(examples, predictions, config.evaluate)
         verdicts = judge(metrics, gates)
         mlflow.set_tag("verdict", overall(verdicts))
-        with tempfile.TemporaryDirectory() as work:
-            write_results(Path(work), predictions, metrics, verdicts, config, provenance(runs, models, config))
-            mlflow.log_artifacts(work)
-            mlflow.set_tag(DIGEST, hash_file(Path(work) / GATES))
-        run_id = step.run.info.run_id
-        if overall(verdicts) != PASSED:
-            reasons = [verdict.reason for verdict in verdicts if verdict.verdict != PASSED]
-            msg = f"{'; '.join(reasons) or 'there are no gates'}; see {REPORT} of run {run_id}"
-            raise StepError(msg)
-        for name, file in {"gates": GATES, "report": REPORT, "summary": SUMMARY}.items():
-            set_output(name, f"runs:/{run_id}/{file}")
+        results = work / "results"
+        results.mkdir()
+        write_results(results, predictions, metrics, verdicts, found, config, provenance(runs, models, config))
+        write_harness(results / "harness", harness)
+        mlflow.log_artifacts(str(results))
+        mlflow.set_tag(DIGEST, hash_file(results / GATES))
+        hand_over(step.run.info.run_id, verdicts)
 
 
-def loading_costs(measured: Mapping[str, Measured]) -> dict[str, float]:
-    """Return, by full metric name, what is measured outside the answers."""
-    return {
-        f"{name}.cost.{figure}": value
-        for name, result in measured.items()
-        for figure, value in {
-            "load_seconds": result.load_seconds,
-            "first_answer_seconds": result.asked.first_answer_seconds,
-            "size_bytes": float(result.size_bytes),
-        }.items()
-    }
+def hand_over(run_id: str, verdicts: Sequence[Verdict]) -> None:
+    """Hand over the files of the run. Raises StepError, with every reason, unless all gates passed."""
+    if overall(verdicts) != PASSED:
+        reasons = [verdict.reason for verdict in verdicts if verdict.verdict != PASSED]
+        msg = f"{'; '.join(reasons) or 'there are no gates'}; see {REPORT} of run {run_id}"
+        raise StepError(msg)
+    for name, file in {"gates": GATES, "report": REPORT, "summary": SUMMARY}.items():
+        set_output(name, f"runs:/{run_id}/{file}")
 
 
 def provenance(runs: Mapping[str, Run], models: Mapping[str, tuple[str, Path]], config: Config) -> dict[str, str]:
@@ -197,7 +146,10 @@ def provenance(runs: Mapping[str, Run], models: Mapping[str, tuple[str, Path]], 
     tags = provenance_tags(config.seed)
     packages = {name.removeprefix("version."): value for name, value in tags.items() if name.startswith("version.")}
     return {
-        **{f"Model of {name}": f"{models[name][0]} (run {built.info.run_id})" for name, built in runs.items()},
+        **{
+            f"Model of {name}": f"{uri} (run {runs[name].info.run_id})" if name in runs else uri
+            for name, (uri, _folder) in models.items()
+        },
         "Code": f"commit {tags['code.commit']}, uncommitted changes: {tags['code.dirty']}",
         "Machine": f"{tags['platform']}, {len(os.sched_getaffinity(0))} CPUs, Python {tags['python']}",
         "Packages": ", ".join(f"{name} {value}" for name, value in packages.items()),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mlflow
 
+from steps.flow.architecture import require_known_architecture
 from steps.flow.command_line import execute
 from steps.flow.files import describe, digest, hash_text
 from steps.flow.fingerprint import DIGEST
@@ -29,12 +30,16 @@ def main(config: Config, _overrides: list[str]) -> None:
     """Fetch the model of *config* and log its manifest."""
     with step_run("fetch_model", config) as step:
         model = config.model
+        # What is ONNX already needs no builder that knows it.
+        check = require_known_architecture if config.build_onnx_wrapper.repo_id is None else None
         if model.source is Source.local:
             folder = project_path(str(model.path))
+            if check is not None:
+                check(folder)
             manifest = fetch_local(str(model.path))
         else:
-            offline = config.fetch_model.offline
-            manifest, folder = fetch_checkpoint(str(model.repo_id), str(model.revision), offline=offline)
+            repository, offline = str(model.repo_id), config.fetch_model.offline
+            manifest, folder = fetch_checkpoint(repository, str(model.revision), offline=offline, check=check)
         mlflow.log_text(manifest.to_json(), MANIFEST)
         if (folder / "README.md").is_file():
             mlflow.log_artifact(str(folder / "README.md"), "snapshot")

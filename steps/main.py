@@ -14,13 +14,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from steps.flow.command_line import execute
-from steps.flow.errors import StepError
+from steps.flow.errors import ConfigError, StepError
 from steps.flow.fingerprint import fingerprint
 from steps.flow.gates import configured_gates
-from steps.flow.launch import launch, one_at_a_time
+from steps.flow.launch import launch
+from steps.flow.lock import one_at_a_time
 from steps.flow.processes import close_abandoned_runs
 from steps.flow.reuse import decide
 from steps.flow.schema import INPUTS, STEPS, Config, Interface, inputs_of, to_yaml
+from steps.flow.secrets import without_credentials
+from steps.flow.task import read_examples
 from steps.flow.tracking import input_run, outputs, step_run
 
 REUSED = "REUSED"
@@ -138,8 +141,9 @@ def summary(runs: Mapping[str, Run], config: Config) -> str:
     made = {step: outputs(run) for step, run in runs.items()}
     if evaluate := made.get("evaluate"):
         lines += [mlflow.artifacts.load_text(evaluate["summary"]), f"Report:      {evaluate['report']}"]
-    store = shlex.quote(mlflow.get_tracking_uri())
-    following = [f"mlflow ui --backend-store-uri {store}"]
+    uri = without_credentials(mlflow.get_tracking_uri())
+    store = shlex.quote(uri)
+    following = [f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {store}"]
     if register := made.get("register"):
         lines.append(f"Registered:  {register['model_uri']}")
         header = "-H 'Content-Type: application/json'"
@@ -160,6 +164,10 @@ def example(config: Config) -> str:
 def main(config: Config, overrides: list[str]) -> None:
     """Run the whole chain; raise StepError at the first step that does not finish."""
     configured_gates(config)
+    if config.register.rollback or config.register.verify_key:
+        msg = "register.rollback and register.verify_key are for register alone: add -e register"
+        raise ConfigError(msg)
+    read_examples(config.evaluate)
     with step_run("main", config):
         mlflow.log_text(to_yaml(config), "config.yaml")
         for run in close_abandoned_runs():
@@ -170,7 +178,7 @@ def main(config: Config, overrides: list[str]) -> None:
         runs = run_chain(config, overrides)
         if evaluate := runs.get("evaluate"):
             # On the chain's own run too, so that MLflow's UI compares flows.
-            mlflow.log_metrics(evaluate.data.metrics)
+            mlflow.log_metrics({k: v for k, v in evaluate.data.metrics.items() if not k.startswith("system/")})
         print(f"\n{summary(runs, config)}")
 
 

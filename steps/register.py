@@ -1,177 +1,170 @@
 """register: reads what evaluate passed; writes a version of the registered model for each candidate.
 
 A version says in its tags where it comes from and in its description what it is and what it scored. The newest build
-that passed is `challenger`; it is `champion` too when there is none yet, or with `register.promote=true`.
+that passed is `challenger`; it is `champion` too when there is none yet, or with `register.promote=true` if it is at
+least as good as the champion. With each version goes a bill of materials, and with `register.sign_key` a signature.
+
+Two things register nothing: with `register.rollback=true` the champion before takes its place again, and
+`register.verify_key` checks a signature.
 """
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from contextlib import ExitStack
+from dataclasses import asdict
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
-from mlflow.models import Model
 
 from steps.flow.command_line import execute
 from steps.flow.errors import StepError
-from steps.flow.files import hash_text
-from steps.flow.logged_model import CONTENT, checked_model
-from steps.flow.manifest import MANIFEST, Manifest
-from steps.flow.schema import BUILD, CANDIDATES, Config
+from steps.flow.files import File
+from steps.flow.logged_model import MODEL_MANIFEST, checked_model
+from steps.flow.schema import BUILD, CANDIDATES, Config, project_path
 from steps.flow.tracking import set_output, step_run
+from steps.registry.aliases import (
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS,
+    challenge,
+    changing,
+    history,
+    make_champion,
+    number_with,
+    roll_back,
+    settle,
+    with_alias,
+)
+from steps.registry.bom import ml_bom
+from steps.registry.card import Scores, model_card
+from steps.registry.promotion import Promotion, promote
+from steps.registry.signing import sign_version, verify_version
+from steps.registry.versions import passed_gates, refuse_new_signature, run_of, version_of, version_tags
 
-CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-
-
-def passed_gates(evaluate: Run) -> str:
-    """Return the text of gates.json of the run *evaluate*. Raises StepError unless its verdict is `passed`."""
-    text: str = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/gates.json")
-    verdict = json.loads(text)["verdict"]
-    if verdict != "passed":
-        msg = f"evaluate run {evaluate.info.run_id} has the verdict {verdict}, not passed: nothing is registered"
-        raise StepError(msg)
-    return text
-
-
-def version_tags(candidate: str, built: Run, evaluate: Run, manifest: Manifest, gates: str) -> dict[str, str]:
-    """Return where a version comes from: what was wrapped, how, by which code, and what judged it."""
-    parameters = built.data.params
-    tags = {
-        "wrapper": candidate,
-        CONTENT: built.data.tags[CONTENT],
-        "model.location": manifest.location,
-        "model.revision": manifest.revision,
-        "model.licence": manifest.licence or "not stated",
-        "manifest.sha256": hash_text(manifest.to_json()),
-        "gates.sha256": hash_text(gates),
-        "evaluate.run_id": evaluate.info.run_id,
-        "build.run_id": built.info.run_id,
-        **{name: built.data.tags[name] for name in ("code.commit", "code.dirty", "lock.sha256")},
-    }
-    if candidate == BUILD:
-        for option in ("precision", "block_size", "accuracy_level", "execution_provider", "interface"):
-            tags[f"onnx.{option}"] = parameters.get(f"build_onnx_wrapper.{option}", "")
-    return tags
+REGISTERED = "registered.json"
 
 
-def description(name: str, tags: Mapping[str, str], scores: str, question: str) -> str:
-    """Return the version's model card, in Markdown: what it is, how it was built, what it scored, how to use it.
+def scores_of(evaluate: Run, gates: str, candidate: str) -> Scores:
+    """Return what the run *evaluate* says of *candidate*; *gates* is the text of its gates.json."""
+    table: str = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/scores.md")
+    reasons = [gate["reason"] for gate in json.loads(gates)["gates"]]
+    examples = int(evaluate.data.metrics[f"{candidate}.task.examples"])
+    return Scores(table, reasons, examples, evaluate.data.params["evaluate.task"])
 
-    *scores* is the Markdown table that evaluate made.
+
+def register_versions(name: str, runs: dict[str, Run], evaluate: Run, question: str) -> dict[str, ModelVersion]:
+    """Return the version of *name* for each candidate's run in *runs*; the build becomes challenger.
+
+    Every check is made before the first change. Raises StepError when one refuses.
     """
-    candidate = tags["wrapper"]
-    if candidate == BUILD:
-        weights = f"ONNX weights ({tags['onnx.precision']}, block size {tags['onnx.block_size']})"
-        how = f"{weights}, built and run by onnxruntime-genai, interface {tags['onnx.interface']}"
-    else:
-        how = "PyTorch weights as published, in MLflow's transformers flavour, task llm/v1/chat"
-    return f"""# {name}, {candidate}
-
-{how}.
-
-- **Checkpoint:** {tags["model.location"]} at revision `{tags["model.revision"]}`
-- **Licence:** {tags["model.licence"]}
-- **Built by:** commit `{tags["code.commit"]}` (uncommitted changes: {tags["code.dirty"]}), run `{tags["build.run_id"]}`
-- **Judged by:** run `{tags["evaluate.run_id"]}`, where gates.json and report.html are
-
-## Scores
-
-{scores}
-## Use
-
-```python
-model = mlflow.pyfunc.load_model("models:/{name}/<this version>")
-model.predict({usage(tags, question)})
-```
-
-## Limits
-
-Measured on the task of that run and nothing else; answers can be wrong. The checkpoint's own card says what it was
-trained for.
-"""
+    gates = passed_gates(evaluate)
+    with ExitStack() as stack:
+        folders = {candidate: stack.enter_context(checked_model(built))[1] for candidate, built in runs.items()}
+        tags = {candidate: version_tags(candidate, built, evaluate, gates) for candidate, built in runs.items()}
+        stack.enter_context(changing(name))
+        champion = with_alias(name, CHAMPION)
+        refuse_new_signature(name, champion, folders[BUILD])
+        versions = {}
+        for candidate, built in runs.items():
+            card = model_card(name, tags[candidate], scores_of(evaluate, gates, candidate), question)
+            versions[candidate] = version_of(name, built, tags[candidate], card)
+        settle(name)
+        challenge(name, str(versions[BUILD].version))
+        if champion is None:
+            make_champion(name, str(versions[BUILD].version), "the first that passed")
+    return versions
 
 
-def usage(tags: Mapping[str, str], question: str) -> str:
-    """Return an example of the input that the version takes."""
-    if tags.get("onnx.interface") == "prompt":
-        return json.dumps({"prompt": f"<|user|>\n{question}<|end|>\n<|assistant|>\n"}, ensure_ascii=False)
-    return json.dumps({"messages": [{"role": "user", "content": question}]}, ensure_ascii=False)
+def register(config: Config) -> None:
+    """Register every candidate that the run `evaluate_run_id` passed, and promote the build if that is asked for."""
+    with step_run("register", config) as step:
+        name, evaluate, client = config.register.name, step.inputs["evaluate_run_id"], MlflowClient()
+        runs = {candidate: client.get_run(evaluate.data.tags[key]) for candidate, key in CANDIDATES.items()}
+        versions = register_versions(name, runs, evaluate, config.question)
+        for candidate, version in versions.items():
+            complete_version(candidate, version, evaluate, config)
+        promotion = None
+        if config.register.promote:
+            promotion = promote(name, versions[BUILD], evaluate, config.register.promote_margin)
+            record_promotion(name, versions[BUILD], promotion)
+        numbers = {candidate: str(version.version) for candidate, version in versions.items()}
+        log_registered(name, versions=numbers, promotion=asdict(promotion) if promotion else None)
+        if promotion and not promotion.promoted:
+            kept = f"version {promotion.against} of {name} stays {CHAMPION}, version {numbers[BUILD]} is {CHALLENGER}"
+            msg = f"not promoted: {promotion.reason}; {kept}"
+            raise StepError(msg)
+        for candidate, number in numbers.items():
+            set_output(f"{candidate}_version_uri", f"models:/{name}/{number}")
+        set_output("model_uri", f"models:/{name}/{numbers[BUILD]}")
 
 
-def refuse_new_signature(name: str, folder: Path) -> None:
-    """Raise StepError when the model in *folder* has another signature than the champion, whose users would break."""
-    champion = version_with_alias(name, CHAMPION)
-    if champion is None:
-        return
-    current = mlflow.models.get_model_info(f"models:/{name}/{champion.version}").signature
-    if current != Model.load(str(folder)).signature:
-        fact = f"the signature is not that of {name}@{CHAMPION} (version {champion.version})"
-        msg = f"{fact}: register it under another name, with -P register.name=..."
-        raise StepError(msg)
+def complete_version(candidate: str, version: ModelVersion, evaluate: Run, config: Config) -> None:
+    """Log the bill of materials of *version* on the active run, and its signature if there is a key to sign with."""
+    built = run_of(version)
+    own = f"{candidate}."
+    metrics = {name.removeprefix(own): v for name, v in evaluate.data.metrics.items() if name.startswith(own)}
+    stated = json.loads(mlflow.artifacts.load_text(f"{built.info.artifact_uri}/{MODEL_MANIFEST}"))
+    files = [File(**values) for values in stated["files"]]
+    with checked_model(built) as (_uri, folder):
+        requirements = (folder / "requirements.txt").read_text(encoding="utf-8").split()
+        task = evaluate.data.params["evaluate.task"]
+        bom = ml_bom(version.name, str(version.version), version.tags, files, requirements, task, metrics)
+        mlflow.log_text(bom, f"bom/{candidate}.cdx.json")
+        if config.register.sign_key:
+            sign_version(version, project_path(config.register.sign_key), folder)
 
 
-def version_of(name: str, model_uri: str, tags: dict[str, str], card: str) -> ModelVersion:
-    """Return the version of *name* with the content of *tags*: the one that is there, or a new one for *model_uri*."""
-    client = MlflowClient()
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    for version in client.search_model_versions(f"name='{name}'"):
-        if client.get_model_version(name, version.version).tags.get(CONTENT) == tags[CONTENT]:
-            return version
-    model_id = model_uri.removeprefix("models:/")
-    return client.create_model_version(name, model_uri, tags["build.run_id"], tags, description=card, model_id=model_id)
+def record_promotion(name: str, version: ModelVersion, promotion: Promotion) -> None:
+    """Say on the version, on the active run and to the reader what came of *promotion*."""
+    client, verdict = MlflowClient(), "promoted" if promotion.promoted else "not promoted"
+    client.set_model_version_tag(name, str(version.version), "promotion", f"{verdict}: {promotion.reason}")
+    mlflow.set_tags({"promotion": verdict, "promotion.reason": promotion.reason})
+    if difference := promotion.difference:
+        bounds = {"": difference.value, "_low": difference.low, "_high": difference.high}
+        mlflow.log_metrics({f"promotion.difference{end}": value for end, value in bounds.items()})
+    if promotion.promoted:
+        print(f"version {version.version} of {name} is {CHAMPION}: {promotion.reason}", flush=True)
 
 
-def version_with_alias(name: str, alias: str) -> ModelVersion | None:
-    """Return the version of *name* that has *alias*, or None."""
-    try:
-        return MlflowClient().get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return None
+def roll_back_champion(config: Config) -> None:
+    """Make champion what was champion before, and say so."""
+    name, why = config.register.name, config.register.reason
+    with step_run("rollback", config):
+        change = roll_back(name, f"rolled back: {why}" if why else "rolled back")
+        mlflow.set_tags({f"rollback.{key}": value for key, value in asdict(change).items() if value is not None})
+        log_registered(name, rollback=asdict(change))
+        print(f"version {change.version} of {name} is {CHAMPION} again; version {change.replaced} is {PREVIOUS}")
 
 
-def set_aliases(name: str, version: str, *, promote: bool) -> list[str]:
-    """Make *version* challenger, and champion when there is none or with *promote*; return the aliases it was given."""
-    client, champion = MlflowClient(), version_with_alias(name, CHAMPION)
-    client.set_registered_model_alias(name, CHALLENGER, version)
-    if champion is not None and not promote:
-        return [CHALLENGER]
-    # MLflow gives the number of a version as an int here and as text there.
-    if champion is not None and str(champion.version) != version:
-        client.set_registered_model_alias(name, PREVIOUS, champion.version)
-    client.set_registered_model_alias(name, CHAMPION, version)
-    return [CHALLENGER, CHAMPION]
+def verify(config: Config, public_key: str) -> None:
+    """Check the signature of the champion, or of the version that `register.version` names, and say so."""
+    name, number = config.register.name, config.register.version
+    with step_run("verify", config):
+        version = MlflowClient().get_model_version(name, str(number)) if number else with_alias(name, CHAMPION)
+        if version is None:
+            msg = f"{name} has no {CHAMPION}: name a version with -P register.version=<number>"
+            raise StepError(msg)
+        files = verify_version(version, project_path(public_key))
+        mlflow.set_tags({"verified": f"models:/{name}/{version.version}", "verified.files": str(files)})
+        print(f"version {version.version} of {name} is what the owner of {public_key} signed: {files} files")
+
+
+def log_registered(name: str, **more: object) -> None:
+    """Log the state of the registered model *name*: who has which alias, the history of its champions, and *more*."""
+    aliases = {alias: number_with(name, alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS)}
+    content = {"name": name, **more, "aliases": aliases, "history": [asdict(change) for change in history(name)]}
+    mlflow.log_dict(content, REGISTERED)
 
 
 def main(config: Config, _overrides: list[str]) -> None:
-    """Register every candidate that the run `evaluate_run_id` passed."""
-    with step_run("register", config) as step:
-        name, evaluate = config.register.name, step.inputs["evaluate_run_id"]
-        gates, client = passed_gates(evaluate), MlflowClient()
-        scores: str = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/scores.md")
-        runs = {candidate: client.get_run(evaluate.data.tags[key]) for candidate, key in CANDIDATES.items()}
-        with checked_model(runs[BUILD]) as (_uri, folder):
-            refuse_new_signature(name, folder)
-        versions = {}
-        for candidate, built in runs.items():
-            fetch = client.get_run(built.data.tags["fetch_run_id"])
-            manifest = Manifest.from_json(mlflow.artifacts.load_text(f"{fetch.info.artifact_uri}/{MANIFEST}"))
-            tags = version_tags(candidate, built, evaluate, manifest, gates)
-            card = description(name, tags, scores, config.question)
-            with checked_model(built) as (uri, _folder):
-                version = version_of(name, uri, tags, card)
-            versions[candidate] = str(version.version)
-        aliases = set_aliases(name, versions[BUILD], promote=config.register.promote)
-        mlflow.log_dict({"name": name, "versions": versions, "aliases": aliases}, "registered.json")
-        for candidate, number in versions.items():
-            set_output(f"{candidate}_version_uri", f"models:/{name}/{number}")
-        set_output("model_uri", f"models:/{name}/{versions[BUILD]}")
+    """Register; or roll back with `register.rollback=true`, or verify with `register.verify_key`."""
+    if config.register.rollback:
+        roll_back_champion(config)
+    elif config.register.verify_key:
+        verify(config, config.register.verify_key)
+    else:
+        register(config)
 
 
 if __name__ == "__main__":

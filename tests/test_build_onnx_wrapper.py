@@ -6,19 +6,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from mlflow.exceptions import MlflowException
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from steps.build_onnx_wrapper import build_onnx, mend_window
+from steps import build_onnx_wrapper, fetch_model
+from steps.build_onnx_wrapper import WINDOWED, build_onnx, fetch_prebuilt, mend_window
+from steps.flow.architecture import known_architectures
+from steps.flow.candidate import candidate
 from steps.flow.command_line import compose_config
 from steps.flow.errors import StepError
 from steps.flow.files import describe, digest, files_below
+from steps.flow.logged_model import logged_folder
 from steps.flow.schema import BuildOnnxWrapper
 from tests.conftest import ROOT
+from tests.families import logits_of
+from tests.hub_server import Hub, serving_hub
 
 TINY = ROOT / "models" / "tiny_phi3"
 WINDOW = json.loads((TINY / "config.json").read_text())["sliding_window"]
@@ -27,6 +35,13 @@ Logits = npt.NDArray[np.float32]
 
 def options(*overrides: str) -> BuildOnnxWrapper:
     return compose_config(list(overrides)).build_onnx_wrapper
+
+
+def newest_run(step: str) -> str:
+    """Return the id of the newest run of *step*."""
+    (found,) = mlflow.search_runs(filter_string=f"tags.step = '{step}'", max_results=1, output_format="list")
+    assert found.info.status == "FINISHED"
+    return str(found.info.run_id)
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +57,6 @@ def reference(tokens: list[int]) -> Logits:
         logits = AutoModelForCausalLM.from_pretrained(TINY)(torch.tensor([tokens])).logits
     array: Logits = logits[0].numpy()
     return array
-
-
-def logits_of(folder: Path, tokens: list[int]) -> Logits:
-    """Return the logits of the ONNX model in *folder*, [position, vocabulary]."""
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
-    feeds: dict[str, npt.NDArray[np.generic]] = {
-        "input_ids": np.array([tokens], dtype=np.int64),
-        "attention_mask": np.ones((1, len(tokens)), dtype=np.int64),
-    }
-    decoder = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
-    empty = np.zeros((1, decoder["num_key_value_heads"], 0, decoder["head_size"]), dtype=np.float32)
-    feeds |= {each.name: empty for each in session.get_inputs() if each.name.startswith("past_key_values")}
-    logits: Logits = session.run(["logits"], feeds)[0][0]
-    return logits
 
 
 @pytest.fixture(scope="module")
@@ -99,34 +100,108 @@ def test_a_checkpoint_is_linked_and_left_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "architecture",
+    "config",
     [
-        {"num_hidden_layers": 2},
-        {"num_hidden_layers": 2, "sliding_window": None},
-        {"num_hidden_layers": 2, "sliding_window": 64, "use_sliding_window": False},
-        {"num_hidden_layers": 2, "sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]},
+        {"model_type": "phi3"},
+        {"model_type": "phi3", "sliding_window": None},
+        {"model_type": "mistral", "sliding_window": None},
+        {"model_type": "phi3", "sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]},
+        # In transformers no layer has it, each second one, and those from max_window_layers on.
+        {"model_type": "llama", "sliding_window": 64},
+        {"model_type": "gemma2", "sliding_window": 64},
+        {"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1},
     ],
 )
-def test_a_config_that_needs_no_mending_is_used_as_it_is(tmp_path: Path, architecture: dict[str, object]) -> None:
+def test_a_config_that_needs_no_mending_is_used_as_it_is(tmp_path: Path, config: dict[str, object]) -> None:
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
-    (checkpoint / "config.json").write_text(json.dumps(architecture))
+    (checkpoint / "config.json").write_text(json.dumps({"num_hidden_layers": 2, **config}))
     assert (mend_window(checkpoint, tmp_path / "source") / "config.json").is_symlink()
 
 
-def test_an_architecture_that_the_builder_lacks_is_an_error_of_one_line(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    checkpoint.mkdir()
-    for path in TINY.iterdir():
-        if path.suffix in (".json", ".safetensors"):
-            (checkpoint / path.name).symlink_to(path)
-    (checkpoint / "config.json").unlink()
-    architecture = json.loads((TINY / "config.json").read_text()) | {"architectures": ["NovelForCausalLM"]}
-    (checkpoint / "config.json").write_text(json.dumps(architecture))
-    with pytest.raises(StepError, match="does not know the architecture NovelForCausalLM") as caught:
-        build_onnx(checkpoint, tmp_path / "onnx", options(), tmp_path / "builder.log")
-    assert "\n" not in str(caught.value)
-    assert "Traceback" in (tmp_path / "builder.log").read_text()
+def test_a_mistral_that_states_no_window_has_that_of_transformers(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").write_text('{"model_type": "mistral", "num_hidden_layers": 1}')
+    mended = json.loads((mend_window(tmp_path / "checkpoint", tmp_path / "source") / "config.json").read_text())
+    assert (mended["sliding_window"], mended["layer_types"]) == (4096, ["sliding_attention"])
+
+
+@pytest.mark.parametrize("architecture", sorted(known_architectures()))
+def test_every_family_with_windows_states_their_layers_or_is_one_whose_every_layer_has_one(architecture: str) -> None:
+    kinds = [kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name == architecture]
+    for kind in kinds:  # none for those that only run code of their repository
+        has_window = "sliding_window" in AutoConfig.for_model(kind).to_dict()
+        states_layers = getattr(AutoConfig.for_model(kind, sliding_window=64), "layer_types", None) is not None
+        assert (has_window and not states_layers) == (kind in WINDOWED)
+        if kind in WINDOWED:
+            assert AutoConfig.for_model(kind).sliding_window == WINDOWED[kind]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["int4_cuda", "fp16_cuda"])
+def test_a_build_for_cuda_is_made_without_a_gpu_and_says_what_it_needs(store: str, preset: str) -> None:
+    fetch_model.main(compose_config([]), [])
+    build_onnx_wrapper.main(compose_config([f"onnx={preset}", f"fetch_run_id={newest_run('fetch_model')}"]), [])
+    uri = mlflow.get_run(newest_run("build_onnx_wrapper")).data.tags["output.model_uri"]
+    needs = "this ONNX model was built for CUDA: it needs onnxruntime-genai-cuda and an NVIDIA GPU"
+    with logged_folder(uri) as folder:
+        asked = (folder / "requirements.txt").read_text().splitlines()
+        assert [line for line in asked if line.startswith("onnxruntime")] == ["onnxruntime-genai-cuda==0.18.0"]
+        with pytest.raises(MlflowException, match=f"^{needs}$"):
+            mlflow.pyfunc.load_model(str(folder))
+        # evaluate's way to load it: exit 1, and one line.
+        with (
+            pytest.raises(StepError, match=f"^candidate onnx cannot be loaded here: {needs}$"),
+            candidate("onnx", folder) as loaded,
+        ):
+            _ = loaded.load_seconds
+
+
+READY = "cpu_and_mobile/int4"
+
+
+def prebuilt(hub: Hub, files: dict[str, bytes]) -> list[str]:
+    """Put *files* into the folder READY of a repository of *hub*, and return what chooses it."""
+    papers = {"README.md": b"---\nlicense: mit\n---\n"}
+    commit = hub.repository("someone/onnx").commit(papers | {f"{READY}/{name}": data for name, data in files.items()})
+    where = ["repo_id=someone/onnx", f"revision={commit}", f"folder={READY}"]
+    return ["onnx=prebuilt", *(f"build_onnx_wrapper.{each}" for each in where)]
+
+
+@pytest.mark.slow
+def test_a_ready_onnx_folder_of_a_repository_is_wrapped_as_it_is(fp32: Path, store: str, tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in fp32.iterdir()}
+    # As Microsoft's are: named after what is in them.
+    settings = json.loads(files["genai_config.json"])
+    settings["model"]["decoder"]["filename"] = "phi3-int4.onnx"
+    files |= {"phi3-int4.onnx": files.pop("model.onnx"), "genai_config.json": json.dumps(settings).encode()}
+    with serving_hub(tmp_path / "huggingface") as hub:
+        chosen = prebuilt(hub, files)
+        fetch_model.main(compose_config(chosen), [])
+        build_onnx_wrapper.main(compose_config([*chosen, f"fetch_run_id={newest_run('fetch_model')}"]), [])
+    built = mlflow.get_run(newest_run("build_onnx_wrapper"))
+    manifest = json.loads(mlflow.artifacts.load_text(f"{built.info.artifact_uri}/snapshot/manifest.json"))
+    assert manifest["location"] == "someone/onnx"
+    answer = json.loads(mlflow.artifacts.load_text(f"{built.info.artifact_uri}/answer.json"))["answer"]
+    assert answer == "The capital of Spain is Madrid."
+    with logged_folder(built.data.tags["output.model_uri"]) as folder:
+        assert {path.name for path in folder.rglob("*")} >= {"phi3-int4.onnx", "tokenizer.json"}
+
+
+@pytest.mark.parametrize("name", ["genai_config.json", "model.onnx", "tokenizer.json"])
+def test_a_ready_onnx_folder_that_lacks_a_file_is_refused(name: str, store: str, tmp_path: Path) -> None:
+    settings = {"model": {"decoder": {"filename": "model.onnx"}}}
+    files = {
+        "genai_config.json": json.dumps(settings).encode(),
+        "tokenizer_config.json": b"{}",
+        "tokenizer.json": b"{}",
+    }
+    files |= {"model.onnx": b"onnx" * 500, "another.onnx": b"onnx" * 500}
+    del files[name]
+    with serving_hub(tmp_path / "huggingface") as hub:
+        chosen = compose_config(prebuilt(hub, files)).build_onnx_wrapper
+        with pytest.raises(StepError, match=rf"/{READY} lacks {name}: choose a folder"), mlflow.start_run():
+            fetch_prebuilt(tmp_path / "onnx", chosen, offline=False)
 
 
 def test_two_builds_of_one_checkpoint_are_the_same_to_the_last_byte(tmp_path: Path) -> None:

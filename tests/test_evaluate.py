@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from steps.evaluate import loading_costs, read_examples, scores, summary
 from steps.flow.command_line import compose_config
-from steps.flow.errors import StepError
+from steps.flow.errors import ConfigError
 from steps.flow.schema import Evaluate
-from tests.conftest import ROOT
+from steps.flow.task import read_examples
+from steps.measurement.results import scores, summary
+from tests.conftest import ROOT, run
 
 
 def options(*overrides: str) -> Evaluate:
@@ -34,21 +35,36 @@ def test_a_scorer_of_the_configuration_replaces_those_of_the_task() -> None:
 
 
 def test_a_scorer_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(StepError, match="close"):
+    with pytest.raises(ConfigError, match="close"):
         read_examples(options("evaluate.scorer=close"))
 
 
 def test_a_line_that_is_no_question_is_named(tmp_path: Path) -> None:
     task = tmp_path / "task.jsonl"
     task.write_text('{"messages": [{"role": "user", "content": "Why?"}], "reference": "So."}\n')
-    with pytest.raises(StepError, match=r"task\.jsonl:1: 'id' is missing"):
+    with pytest.raises(ConfigError, match=r"task\.jsonl:1: 'id' is missing"):
         read_examples(replace(options(), task=str(task)))
 
 
+def test_a_task_with_a_line_that_is_no_question_stops_the_chain_before_anything_is_started(tmp_path: Path) -> None:
+    (tmp_path / "task.jsonl").write_text("[]\n")
+    store = tmp_path / "store.db"
+    done = run(
+        "python", "-m", "steps.main", f"evaluate.task={tmp_path}/task.jsonl", MLFLOW_TRACKING_URI=f"sqlite:///{store}"
+    )
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == f"main: {tmp_path}/task.jsonl:1: holds an empty list; write one JSON object with id, messages, reference\n"
+    )
+    assert not store.exists()
+
+
 def test_the_summary_puts_the_candidates_side_by_side() -> None:
-    lines = summary({"pipeline.task.accuracy": 1.0, "onnx.task.accuracy": 0.5}).splitlines()
-    assert lines[0].split() == ["pipeline", "onnx"]
-    assert lines[1].split() == ["Right", "answers", "100.0", "%", "50.0", "%"]
+    metrics = {"pipeline.task.accuracy": 1.0, "onnx.task.accuracy": 0.5, "old.task.accuracy": 0.25}
+    lines = summary(metrics, ["pipeline", "onnx", "old"]).splitlines()
+    assert lines[0].split() == ["pipeline", "onnx", "old"]
+    assert lines[1].split() == ["Right", "answers", "100.0", "%", "50.0", "%", "25.0", "%"]
 
 
 def test_the_scores_are_a_table_in_markdown_with_intervals() -> None:
@@ -58,10 +74,6 @@ def test_the_scores_are_a_table_in_markdown_with_intervals() -> None:
         "|---|---|---|",
         "| Right answers |  | 50.0\u00a0% (40.0 to 60.0\u00a0%) |",
     ]
-
-
-def test_no_candidate_no_cost() -> None:
-    assert loading_costs({}) == {}
 
 
 def test_the_presets_of_the_evaluation_name_files_that_exist() -> None:

@@ -10,13 +10,18 @@ from mlflow.entities import Run
 
 from steps.fetch_model import main
 from steps.flow.command_line import compose_config
+from steps.flow.errors import StepError
 from steps.flow.manifest import FILES, MANIFEST, Manifest
 from tests.conftest import run
 from tests.hub_server import Hub, Repository, environment, serving_hub, sha256
 
 NAME = "someone/small-model"
 WEIGHTS = bytes(range(256)) * 40
-FILES_OF_THE_HUB = {"README.md": b"---\nlicense: mit\n---\n", "config.json": b"{}", "model.safetensors": WEIGHTS}
+FILES_OF_THE_HUB = {
+    "README.md": b"---\nlicense: mit\n---\n",
+    "config.json": b'{"architectures": ["Phi3ForCausalLM"]}',
+    "model.safetensors": WEIGHTS,
+}
 
 
 @pytest.fixture
@@ -81,3 +86,29 @@ def test_a_local_checkpoint_is_logged_whole_when_it_is_small(store: str, tmp_pat
     main(compose_config(["model=local", f"model.path={checkpoint}"]), [])
     logged = Path(newest_run().info.artifact_uri) / FILES
     assert {path.name: path.read_bytes() for path in logged.iterdir()} == FILES_OF_THE_HUB
+
+
+def test_an_architecture_that_the_builder_lacks_is_named_before_the_weights_are_downloaded(
+    hub: Hub, repository: Repository, store: str, tmp_path: Path
+) -> None:
+    repository.commit(FILES_OF_THE_HUB | {"config.json": b'{"architectures": ["NovelForCausalLM"]}'})
+    command = ["python", "-m", "steps.fetch_model", "model=hub", f"model.repo_id={NAME}", "model.revision=main"]
+    refused = run(*command, **environment(hub, tmp_path / "huggingface"))
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1] == (
+        "fetch_model: onnxruntime-genai's builder does not know the architecture NovelForCausalLM: "
+        "choose another model, or one that is ONNX already with -P onnx=prebuilt"
+    )
+    assert "Traceback" not in refused.stderr
+    assert not hub.asked("/cdn/")
+
+    # With ONNX from elsewhere the builder does not matter.
+    main(compose_config(["onnx=prebuilt", *command[3:]]), [])
+    assert newest_run().info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("config", [b"{}", b"no json", b'{"architectures": []}'])
+def test_a_checkpoint_that_names_no_architecture_is_refused(store: str, tmp_path: Path, config: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(config)
+    with pytest.raises(StepError, match=r"config\.json names no architecture"):
+        main(compose_config(["model=local", f"model.path={tmp_path}"]), [])

@@ -1,5 +1,6 @@
 """`mlflow run <git URL>` from a real git server: by branch, tag and commit, with a relative store, from elsewhere."""
 
+import json
 import shutil
 import socket
 import time
@@ -52,15 +53,32 @@ def commit_of(repository: Path) -> str:
     return run("git", "rev-parse", "main", cwd=repository).stdout.strip()
 
 
-def test_the_whole_flow_runs_from_a_commit_with_a_relative_store(url: str, repository: Path, tmp_path: Path) -> None:
+def own_task(folder: Path) -> Path:
+    """Write a task file outside the project: half of it questions to answer, half of it multiple choice."""
+    halves = [(ROOT / "data" / name).read_text().splitlines() for name in ("capitals.jsonl", "capitals_choice.jsonl")]
+    examples = [
+        {**json.loads(line), "id": f"{half}-{number}"}
+        for half, lines in enumerate(halves)
+        for number, line in enumerate(lines[:30])
+    ]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    return folder / "mine.jsonl"
+
+
+def test_the_whole_flow_runs_from_a_commit_with_a_relative_store_and_a_task_of_the_users_own(
+    url: str, repository: Path, tmp_path: Path
+) -> None:
     commit = commit_of(repository)
-    command = ["mlflow", "run", url, "-v", commit, "--env-manager", "local", "-P", "evaluate.limit=60"]
+    task = own_task(tmp_path)
+    command = ["mlflow", "run", url, "-v", commit, "--env-manager", "local", "-P", f"evaluate.task={task}"]
     done = run(*command, cwd=tmp_path, MLFLOW_TRACKING_URI="sqlite:///x.db")
     assert done.returncode == 0, done.stdout + done.stderr
     client = MlflowClient(f"sqlite:///{tmp_path}/x.db")
     runs = client.search_runs(["0"])
     assert len(runs) == 6
     assert {one.info.status for one in runs} == {"FINISHED"}
+    (evaluated,) = (one for one in runs if one.data.tags["step"] == "evaluate")
+    assert (evaluated.data.metrics["onnx.task.examples"], evaluated.data.metrics["onnx.task.accuracy"]) == (60, 1)
     assert {one.data.tags["mlflow.source.git.commit"] for one in runs} == {commit}
     assert {(one.data.tags["code.commit"], one.data.tags["code.dirty"]) for one in runs} == {(commit, "false")}
     assert client.get_model_version_by_alias("tiny_phi3", "champion").tags["code.commit"] == commit

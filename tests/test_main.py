@@ -1,6 +1,7 @@
 """The whole flow on the embedded model, as `mlflow run` runs it from another folder: prints, logs, registers."""
 
 import json
+import re
 import shlex
 import sqlite3
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from urllib.request import Request, urlopen
 import mlflow
 import pytest
 import yaml
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from packaging.requirements import Requirement
 
 from steps.flow.schema import STEPS
 from tests.conftest import ROOT, run
@@ -99,8 +103,8 @@ def test_the_build_is_challenger_and_the_first_champion(flow: Flow, client: Mlfl
     assert version.tags["wrapper"] == "onnx"
     assert version.tags["code.commit"] == flow.chain.data.tags["code.commit"]
     assert version.tags["evaluate.run_id"] == flow.steps["evaluate"].info.run_id
-    assert (version.tags["onnx.precision"], version.tags["onnx.block_size"]) == ("int4", "32")
-    assert "# capitals, onnx" in version.description
+    assert (version.tags["onnx.precision"], version.tags["onnx.block_size"]) == ("int4", "128")
+    assert "# capitals: onnx" in version.description
 
 
 def test_a_logged_model_holds_no_compiled_code_even_after_it_was_loaded(flow: Flow) -> None:
@@ -121,6 +125,44 @@ def test_the_registered_model_answers_over_http(flow: Flow) -> None:
             (response,) = json.load(answer)
     assert response["choices"][0]["message"]["content"] == "The capital of Spain is Madrid."
     assert response["choices"][0]["finish_reason"] == "stop"
+
+
+def test_the_registered_model_answers_on_the_command_line(flow: Flow, tmp_path: Path) -> None:
+    (tmp_path / "request.json").write_text(json.dumps(SPAIN))
+    files = ["-i", f"{tmp_path}/request.json", "-t", "json", "-o", f"{tmp_path}/answer.json"]
+    command = ["mlflow", "models", "predict", "-m", "models:/capitals@champion", "--env-manager", "local", *files]
+    done = run(*command, MLFLOW_TRACKING_URI=flow.store)
+    assert done.returncode == 0, done.stderr
+    (response,) = json.loads((tmp_path / "answer.json").read_text())
+    assert response["choices"][0]["message"]["content"] == "The capital of Spain is Madrid."
+
+
+def test_an_image_of_the_registered_model_has_all_it_needs(flow: Flow, tmp_path: Path) -> None:
+    command = ["mlflow", "models", "generate-dockerfile", "-m", "models:/capitals@champion", "-d", f"{tmp_path}/image"]
+    done = run(*command, MLFLOW_TRACKING_URI=flow.store)
+    assert done.returncode == 0, done.stderr
+    model = tmp_path / "image" / "model_dir"
+    assert "COPY model_dir /opt/ml/model" in (tmp_path / "image" / "Dockerfile").read_text()
+    assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"} <= {
+        path.name for path in (model / "artifacts" / "onnx").iterdir()
+    }
+    # Released versions of public packages: what pip finds anywhere.
+    requirements = [Requirement(line) for line in (model / "requirements.txt").read_text().split()]
+    assert all(re.fullmatch(r"==[\d.]+", str(each.specifier)) and not each.url for each in requirements)
+    assert "onnxruntime-genai" in {each.name for each in requirements}
+
+
+@pytest.mark.parametrize("candidate", ["pipeline", "onnx"])
+def test_the_bill_of_materials_keeps_to_its_schema_and_names_every_file(
+    flow: Flow, client: MlflowClient, candidate: str
+) -> None:
+    text = mlflow.artifacts.load_text(f"{flow.steps['register'].info.artifact_uri}/bom/{candidate}.cdx.json")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    model = json.loads(text)["metadata"]["component"]
+    built = flow.steps[f"build_{candidate}_wrapper"]
+    stated = json.loads(mlflow.artifacts.load_text(f"{built.info.artifact_uri}/model_manifest.json"))["files"]
+    assert {file["name"] for file in model["components"]} == {file["path"] for file in stated}
+    assert model["licenses"] == [{"license": {"id": "MIT"}}]
 
 
 def test_the_prompt_interface_answers_over_http(flow: Flow, client: MlflowClient) -> None:
@@ -182,9 +224,9 @@ def test_a_reused_step_is_in_the_chains_own_record(flow: Flow, client: MlflowCli
 
 def test_a_plan_says_what_would_run_and_why_and_runs_nothing(flow: Flow) -> None:
     before = step_runs(flow)
-    output = again(flow, "plan=true", "build_onnx_wrapper.block_size=128")
+    output = again(flow, "plan=true", "build_onnx_wrapper.block_size=32")
     assert "[2/5] build_pipeline_wrapper  REUSE " in output
-    assert "[3/5] build_onnx_wrapper      RUN       block_size 32 → 128" in output
+    assert "[3/5] build_onnx_wrapper      RUN       block_size 128 → 32" in output
     assert "[4/5] evaluate                RUN       after build_onnx_wrapper" in output
     assert step_runs(flow) == before
 
@@ -214,6 +256,15 @@ def test_a_second_registration_of_the_same_content_makes_no_new_version(flow: Fl
     done = run("python", "-m", "steps.register", *overrides, MLFLOW_TRACKING_URI=flow.store)
     assert done.returncode == 0, done.stderr
     assert len(client.search_model_versions("name='capitals'")) == 2
+
+
+def test_a_flow_made_anew_registers_nothing_new_because_it_makes_the_same_bytes(
+    flow: Flow, client: MlflowClient
+) -> None:
+    output = again(flow, "reuse=false", "evaluate.limit=60")
+    assert output.count("FINISHED") == len(STEPS)
+    assert len(client.search_model_versions("name='capitals'")) == 2
+    assert "Registered:  models:/capitals/2" in output
 
 
 def test_a_flow_that_stops_early_claims_nothing_of_the_steps_it_left_out(flow: Flow, client: MlflowClient) -> None:

@@ -1,5 +1,6 @@
-"""What passed becomes a version, once, with its history; aliases move as asked; users of @champion do not break."""
+"""What passed becomes a version, once, with its history; what is refused changes nothing."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,132 +8,259 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.models import ModelSignature
-from mlflow.types.schema import ColSpec, Schema
 
-from steps.flow.errors import StepError
-from steps.flow.logged_model import checked_model, logged_folder, record_model
-from steps.flow.tracking import set_output
-from steps.register import passed_gates, refuse_new_signature, set_aliases, version_of, version_with_alias
+from steps.flow.command_line import compose_config
+from steps.flow.errors import ConfigError, StepError
+from steps.flow.fingerprint import DIGEST
+from steps.flow.schema import Config
+from steps.register import main
+from steps.registry.aliases import changing, make_champion, number_with
+from tests.conftest import run
+from tests.registry.models import OTHER_SIGNATURE, artifact, built, evaluated, fetched, registered
 
-MODEL = """
-import mlflow
-class Echo(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input, params=None):
-        return {answer!r}
-mlflow.models.set_model(Echo())
-"""
+REFERENCES = ["yes"] * 60
 
 
-def build(folder: Path, answer: str = "yes", column: str = "prompt") -> Run:
-    """Return a finished run that logged a small model which always says *answer*."""
-    code = folder / "echo.py"
-    code.write_text(MODEL.format(answer=answer))
-    signature = ModelSignature(Schema([ColSpec("string", column)]), Schema([ColSpec("string")]))
-    with mlflow.start_run(tags={"step": "build_onnx_wrapper"}) as run:
-        info = mlflow.pyfunc.log_model(name="onnx", python_model=str(code), signature=signature, pip_requirements=[])
-        with logged_folder(info.model_uri) as logged:
-            record_model(info.model_uri, logged)
-        set_output("model_uri", info.model_uri)
-    return mlflow.get_run(run.info.run_id)
+@pytest.fixture
+def fetch(store: str) -> Run:
+    return fetched()
 
 
-def register(run: Run, name: str = "echo") -> str:
-    """Return the number of the version that *run*'s model has, or gets."""
-    tags = {"model.sha256": run.data.tags["model.sha256"], "build.run_id": run.info.run_id}
-    return str(version_of(name, run.data.tags["output.model_uri"], tags, "# A card").version)
+@pytest.fixture
+def pipeline(fetch: Run, tmp_path: Path) -> Run:
+    return built(tmp_path, "Yes!", fetch)
 
 
-def test_each_content_is_a_version_and_the_same_content_the_same_version(store: str, tmp_path: Path) -> None:
-    first = register(build(tmp_path))
-    assert (first, register(build(tmp_path, answer="no")), register(build(tmp_path))) == ("1", "2", "1")
+def config(evaluate: Run | None, *overrides: str) -> Config:
+    runs = [f"evaluate_run_id={evaluate.info.run_id}"] if evaluate else []
+    return compose_config(["register.name=echo", *runs, *overrides])
 
 
-def test_a_version_has_its_tags_its_card_and_its_run(store: str, tmp_path: Path) -> None:
-    run = build(tmp_path)
-    version = MlflowClient().get_model_version("echo", register(run))
-    assert version.description == "# A card"
-    assert version.run_id == run.info.run_id
-    assert version.tags["model.sha256"] == run.data.tags["model.sha256"]
-    assert mlflow.pyfunc.load_model("models:/echo/1").predict({"prompt": "x"}) == "yes"
+def last_run(step: str = "register") -> Run:
+    """Return the newest run of *step*."""
+    return MlflowClient().search_runs(["0"], f"tags.step = '{step}'", order_by=["start_time DESC"])[0]
 
 
-def test_the_first_version_becomes_challenger_and_champion(store: str, tmp_path: Path) -> None:
-    assert set_aliases("echo", register(build(tmp_path)), promote=False) == ["challenger", "champion"]
+def versions() -> list[str]:
+    found = MlflowClient().search_model_versions("name='echo'")
+    return sorted(str(version.version) for version in found)
 
 
 def aliases() -> dict[str, str | None]:
-    found = {alias: version_with_alias("echo", alias) for alias in ("challenger", "champion", "previous")}
-    return {alias: str(version.version) if version else None for alias, version in found.items()}
+    return {alias: number_with("echo", alias) for alias in ("challenger", "champion", "previous")}
+
+
+def test_each_candidate_is_a_version_with_tags_a_card_and_its_run(store: str, pipeline: Run, tmp_path: Path) -> None:
+    onnx = built(tmp_path, "yes")
+    evaluate = evaluated(tmp_path, pipeline, onnx, REFERENCES)
+    main(config(evaluate), [])
+    client = MlflowClient()
+    assert versions() == ["1", "2"]
+    version = client.get_model_version("echo", "2")
+    assert version.run_id == onnx.info.run_id
+    assert version.description.startswith("# echo: onnx")
+    assert version.tags["model.sha256"] == onnx.data.tags["model.sha256"]
+    assert version.tags["gates.sha256"] == evaluate.data.tags[DIGEST]
+    stated = {key: version.tags[key] for key in ("wrapper", "model.location", "model.revision", "model.licence")}
+    assert list(stated.values()) == ["onnx", "someone/echo", "a" * 40, "mit"]
+    assert (version.tags["onnx.precision"], version.tags["onnx.block_size"]) == ("int4", "32")
+    assert client.get_model_version("echo", "1").tags["wrapper"] == "pipeline"
+    assert aliases() == {"challenger": "2", "champion": "2", "previous": None}
+    (response,) = mlflow.pyfunc.load_model("models:/echo@champion").predict({"messages": []})
+    assert response["choices"][0]["message"]["content"] == "yes"
+
+
+def test_the_same_content_is_the_same_version_and_new_content_a_challenger(
+    store: str, pipeline: Run, tmp_path: Path
+) -> None:
+    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)), [])
+    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)), [])
+    assert versions() == ["1", "2"]
+    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "no"), REFERENCES)), [])
+    assert versions() == ["1", "2", "3"]
+    assert aliases() == {"challenger": "3", "champion": "2", "previous": None}
+
+
+def test_a_version_whose_files_are_damaged_is_registered_again(store: str, pipeline: Run, tmp_path: Path) -> None:
+    first = built(tmp_path, "yes")
+    main(config(evaluated(tmp_path, pipeline, first, REFERENCES)), [])
+    damage(first)
+    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)), [])
+    assert versions() == ["1", "2", "3"]
+
+
+def damage(one: Run) -> None:
+    """Change a file of the model that the run *one* logged."""
+    model = MlflowClient().get_logged_model(one.data.tags["output.model_uri"].removeprefix("models:/"))
+    code = next(Path(model.artifact_location).rglob("echo.py"))
+    code.write_text(code.read_text().replace("Echo", "Ecce"))
+
+
+@pytest.mark.slow
+def test_a_promotion_that_was_asked_for_and_failed_is_an_error_and_leaves_a_challenger(
+    store: str, pipeline: Run, tmp_path: Path
+) -> None:
+    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)), [])
+    worse = evaluated(tmp_path, pipeline, built(tmp_path, "no"), REFERENCES)
+    kept = "version 2 of echo stays champion, version 3 is challenger"
+    with pytest.raises(StepError, match=f"not promoted: right on 0 of 60 examples, .* fewer .*; {kept}"):
+        main(config(worse, "register.promote=true"), [])
+    assert aliases() == {"challenger": "3", "champion": "2", "previous": None}
+    failed = last_run()
+    assert failed.info.status == "FAILED"
+    assert failed.data.metrics["promotion.difference"] == -1
+    assert registered(failed.info.run_id)["promotion"]["promoted"] is False
+    assert MlflowClient().get_model_version("echo", "3").tags["promotion"].startswith("not promoted: right on 0 of 60")
+
+
+@pytest.mark.slow
+def test_a_promotion_can_be_rolled_back_from_the_command_line_and_says_who_when_and_why(
+    store: str, pipeline: Run, tmp_path: Path
+) -> None:
+    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)), [])
+    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes."), REFERENCES)), [])
+    with changing("echo"):
+        make_champion("echo", "3", "it was promoted")
+    assert aliases() == {"challenger": "3", "champion": "3", "previous": "2"}
+    words = [
+        "-P",
+        "register.name=echo",
+        "-P",
+        "register.rollback=true",
+        "-P",
+        "register.reason=it says too little, it's short",
+    ]
+    done = run("mlflow", "run", ".", "-e", "register", "--env-manager", "local", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "version 2 of echo is champion again; version 3 is previous" in done.stdout
+    assert aliases() == {"challenger": "3", "champion": "2", "previous": "3"}
+    back = last_run("rollback")
+    assert (back.info.status, back.info.run_name) == ("FINISHED", "rollback")
+    assert back.data.tags["rollback.reason"] == "rolled back: it says too little, it's short"
+    assert back.data.tags["rollback.user"] == back.info.user_id
+    assert "step.fingerprint" not in back.data.tags
+    history = registered(back.info.run_id)["history"]
+    assert [change["version"] for change in history] == ["2", "3", "2"]
+    assert history[-1]["run_id"] == back.info.run_id
+
+
+def test_a_champion_whose_files_are_damaged_does_not_come_back(store: str, pipeline: Run, tmp_path: Path) -> None:
+    first = built(tmp_path, "yes")
+    main(config(evaluated(tmp_path, pipeline, first, REFERENCES)), [])
+    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes."), REFERENCES)), [])
+    with changing("echo"):
+        make_champion("echo", "3", "it was promoted")
+    damage(first)
+    with pytest.raises(StepError, match=r"version 2 of echo cannot be champion again: .*echo\.py of models:/m-"):
+        main(config(None, "register.rollback=true"), [])
+    assert aliases()["champion"] == "3"
+
+
+def test_a_rollback_goes_with_nothing_that_registers(store: str) -> None:
+    for more in ("evaluate_run_id=abc", "register.promote=true"):
+        with pytest.raises(ConfigError, match="neither evaluate_run_id nor register"):
+            config(None, "register.rollback=true", more)
+    done = run("python", "-m", "steps.main", "register.rollback=true")
+    assert done.returncode == 2
+    assert "register.rollback and register.verify_key are for register alone: add -e register" in done.stderr
+
+
+def test_without_an_evaluation_it_asks_for_one(store: str) -> None:
+    with pytest.raises(StepError, match="no evaluate_run_id: name a finished run of evaluate"):
+        main(config(None), [])
 
 
 @pytest.mark.parametrize(
-    ("promote", "expected"),
-    [
-        (False, {"challenger": "2", "champion": "1", "previous": None}),
-        (True, {"challenger": "2", "champion": "2", "previous": "1"}),
-    ],
+    "name", ["", "a b", "name;rm", "a/b", "a" * 101, "champion", "Latest", "v12", "7", "..", "m-" + "0" * 32]
 )
-def test_a_later_version_is_champion_only_when_it_is_promoted(
-    store: str, tmp_path: Path, promote: bool, expected: dict[str, str | None]
-) -> None:
-    set_aliases("echo", register(build(tmp_path)), promote=False)
-    set_aliases("echo", register(build(tmp_path, answer="no")), promote=promote)
-    assert aliases() == expected
+def test_a_name_that_would_be_taken_for_something_else_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"register\.name="):
+        compose_config([f"register.name='{name}'"])
 
 
-def test_promoting_the_champion_again_keeps_the_previous_one(store: str, tmp_path: Path) -> None:
-    set_aliases("echo", register(build(tmp_path)), promote=False)
-    set_aliases("echo", register(build(tmp_path, answer="no")), promote=True)
-    set_aliases("echo", "2", promote=True)
-    assert aliases() == {"challenger": "2", "champion": "2", "previous": "1"}
-
-
-def test_a_model_with_another_signature_than_the_champion_is_refused(store: str, tmp_path: Path) -> None:
-    set_aliases("echo", register(build(tmp_path)), promote=False)
-    with checked_model(build(tmp_path, column="messages")) as (_uri, folder):
-        with pytest.raises(StepError, match=r"not that of echo@champion \(version 1\): register it under another name"):
-            refuse_new_signature("echo", folder)
-        refuse_new_signature("another", folder)
-
-
-def test_a_model_with_the_champions_signature_is_welcome(store: str, tmp_path: Path) -> None:
-    set_aliases("echo", register(build(tmp_path)), promote=False)
-    with checked_model(build(tmp_path, answer="no")) as (_uri, folder):
-        refuse_new_signature("echo", folder)
-
-
-def test_a_model_with_a_damaged_file_is_not_used(store: str, tmp_path: Path) -> None:
-    run = build(tmp_path)
-    with logged_folder(run.data.tags["output.model_uri"]) as folder:
-        code = next(folder.rglob("echo.py"))
-        code.write_text(code.read_text().replace("yes", "no!"))
-    with (
-        pytest.raises(StepError, match=r"echo\.py of models:/m-.* has changed since it was logged"),
-        checked_model(run),
-    ):
-        pass
-
-
-def test_a_model_with_a_missing_file_is_not_used(store: str, tmp_path: Path) -> None:
-    run = build(tmp_path)
-    with logged_folder(run.data.tags["output.model_uri"]) as folder:
-        next(folder.rglob("echo.py")).unlink()
-    with pytest.raises(StepError, match=r"echo\.py of models:/m-.* is missing"), checked_model(run):
-        pass
-
-
-def test_a_model_that_is_not_ready_is_not_used(store: str, tmp_path: Path) -> None:
-    run = build(tmp_path)
-    model_id = run.data.tags["output.model_uri"].removeprefix("models:/")
-    MlflowClient().finalize_logged_model(model_id, "FAILED")
-    with pytest.raises(StepError, match="is FAILED, not READY"), checked_model(run):
-        pass
+def refused(evaluate: Run, match: str) -> None:
+    """Registering what *evaluate* judged raises StepError with *match*, and registers nothing."""
+    with pytest.raises(StepError, match=match):
+        main(config(evaluate), [])
+    assert versions() == []
+    assert last_run().info.status == "FAILED"
 
 
 @pytest.mark.parametrize("verdict", ["failed", "inconclusive"])
-def test_what_evaluate_did_not_pass_is_not_registered(store: str, verdict: str) -> None:
-    with mlflow.start_run() as run:
-        mlflow.log_text(json.dumps({"verdict": verdict, "gates": []}), "gates.json")
-    with pytest.raises(StepError, match=f"has the verdict {verdict}, not passed: nothing is registered"):
-        passed_gates(mlflow.get_run(run.info.run_id))
+def test_what_evaluate_did_not_pass_is_not_registered(store: str, pipeline: Run, tmp_path: Path, verdict: str) -> None:
+    evaluate = evaluated(tmp_path, pipeline, pipeline, REFERENCES, verdict=verdict)
+    refused(evaluate, f"has the verdict {verdict}, not passed: nothing is registered")
+
+
+def test_gates_that_were_changed_afterwards_count_for_nothing(store: str, pipeline: Run, tmp_path: Path) -> None:
+    evaluate = evaluated(tmp_path, pipeline, pipeline, REFERENCES, verdict="failed")
+    gates = artifact(evaluate, "gates.json")
+    gates.write_text(gates.read_text().replace('"failed"', '"passed"'))
+    refused(evaluate, r"its artifact gates\.json has changed: run evaluate again")
+    # And not when the list of artifacts is changed with it.
+    stated = json.loads(artifact(evaluate, "artifacts.json").read_text())
+    text = artifact(evaluate, "gates.json").read_bytes()
+    stated["gates.json"] = [len(text), hashlib.sha256(text).hexdigest()]
+    artifact(evaluate, "artifacts.json").write_text(json.dumps(stated))
+    refused(evaluate, r"gates\.json of evaluate run \w+ has changed since it was written")
+
+
+def test_a_model_with_a_damaged_file_is_refused_whichever_candidate_it_is(
+    store: str, pipeline: Run, tmp_path: Path
+) -> None:
+    evaluate = evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)
+    damage(pipeline)
+    refused(evaluate, r"echo\.py of models:/m-.* has changed since it was logged")
+
+
+def test_a_model_with_a_missing_file_is_refused(store: str, pipeline: Run, tmp_path: Path) -> None:
+    model = MlflowClient().get_logged_model(pipeline.data.tags["output.model_uri"].removeprefix("models:/"))
+    evaluate = evaluated(tmp_path, pipeline, pipeline, REFERENCES)
+    next(Path(model.artifact_location).rglob("echo.py")).unlink()
+    refused(evaluate, r"echo\.py of models:/m-.* is missing")
+
+
+def test_a_model_that_is_not_ready_is_refused(store: str, pipeline: Run, tmp_path: Path) -> None:
+    evaluate = evaluated(tmp_path, pipeline, pipeline, REFERENCES)
+    MlflowClient().finalize_logged_model(pipeline.data.tags["output.model_uri"].removeprefix("models:/"), "FAILED")
+    refused(evaluate, "is FAILED, not READY")
+
+
+def test_a_model_with_another_signature_than_the_champion_is_refused(store: str, pipeline: Run, tmp_path: Path) -> None:
+    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)), [])
+    other = evaluated(tmp_path, pipeline, built(tmp_path, "yes", signature=OTHER_SIGNATURE), REFERENCES)
+    fact = "the signature is not that of the champion, echo version 2: register it under another name"
+    with pytest.raises(StepError, match=fact):
+        main(config(other), [])
+    assert versions() == ["1", "2"]
+    main(config(other, "register.name=another"), [])
+    assert number_with("another", "champion") == "2"
+
+
+KILLED = """
+import os, signal, sys
+from mlflow import MlflowClient
+from steps.flow.command_line import compose_config
+from steps.register import main
+create, made = MlflowClient.create_model_version, []
+def dying(*args, **kwargs):
+    if made:
+        os.kill(os.getpid(), signal.SIGKILL)
+    made.append(create(*args, **kwargs))
+    return made[0]
+MlflowClient.create_model_version = dying
+main(compose_config(sys.argv[1:]), [])
+"""
+
+
+@pytest.mark.slow
+def test_what_a_kill_between_the_two_versions_left_the_same_command_completes(
+    store: str, pipeline: Run, tmp_path: Path
+) -> None:
+    evaluate = evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)
+    overrides = ["register.name=echo", f"evaluate_run_id={evaluate.info.run_id}"]
+    assert run("python", "-c", KILLED, *overrides).returncode == -9
+    assert (versions(), aliases()["champion"]) == (["1"], None)
+    main(config(evaluate), [])
+    assert versions() == ["1", "2"]
+    assert aliases() == {"challenger": "2", "champion": "2", "previous": None}

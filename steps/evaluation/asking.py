@@ -6,10 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from steps.evaluation.choices import likeliest
+from steps.evaluation.scoring import CHOOSING
 from steps.evaluation.tasks import Example
 
 Predict = Callable[[dict[str, Any]], Mapping[str, Any]]
 """A candidate: from a Chat Completions request to its response."""
+
+Likelihoods = Callable[[Example], dict[str, float]]
+"""A candidate as one that chooses: from an example to the log-probability of each of its choices."""
 
 OnAnswer = Callable[[int, int], None]
 """Called after every answer with how many are done and how many there are."""
@@ -17,13 +22,17 @@ OnAnswer = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a candidate said to one example in *seconds* of wall time; no text when *error* is set."""
+    """What a candidate said to one example in *seconds* of wall time; no text when *error* is set.
+
+    Of a multiple choice, *text* is the choice taken and *likelihoods* the log-probability of each, in nats.
+    """
 
     example_id: str
     text: str
     completion_tokens: int | None
     seconds: float
     error: str | None = None
+    likelihoods: dict[str, float] | None = None
 
     @property
     def answered(self) -> bool:
@@ -44,32 +53,40 @@ def ask(
     examples: Sequence[Example],
     options: Mapping[str, Any],
     *,
+    likelihoods: Likelihoods | None = None,
     warmup: int = 1,
     on_answer: OnAnswer | None = None,
 ) -> Asked:
-    """Return the answers of *predict* to *examples*, in their order.
+    """Return the answers of *predict* to *examples*, in their order; *likelihoods* answers what is multiple choice.
 
     *options* join every request (`max_tokens`, `temperature`). Beforehand the first example is asked *warmup*
     times without being counted. A crash or a malformed response is that answer's error, and the rest go on.
     """
     first: float | None = None
     for _ in range(warmup):
-        answer = ask_one(predict, examples[0], options)
+        answer = ask_one(predict, examples[0], options, likelihoods)
         first = answer.seconds if first is None else first
     answers = []
     for example in examples:
-        answers.append(ask_one(predict, example, options))
+        answers.append(ask_one(predict, example, options, likelihoods))
         if on_answer is not None:
             on_answer(len(answers), len(examples))
     return Asked(answers[0].seconds if first is None else first, answers)
 
 
-def ask_one(predict: Predict, example: Example, options: Mapping[str, Any]) -> Answer:
-    """Return the answer of *predict* to *example*; whatever goes wrong in it is the answer's error."""
+def ask_one(
+    predict: Predict, example: Example, options: Mapping[str, Any], likelihoods: Likelihoods | None = None
+) -> Answer:
+    """Return the answer of *predict*, or of *likelihoods*, to *example*; whatever goes wrong is the answer's error."""
     # Copies: a candidate that changes its request must not change what the next one is asked.
     request = {"messages": [dict(message) for message in example.messages], **options}
     started = time.perf_counter()
     try:
+        if example.scorer in CHOOSING:
+            assert likelihoods is not None, "a multiple choice is asked of a model that shows its likelihoods"
+            found = likelihoods(example)
+            seconds = time.perf_counter() - started
+            return Answer(example.id, likeliest(found, example.scorer), None, seconds, likelihoods=found)
         response = predict(request)
         seconds = time.perf_counter() - started
         text, tokens = _content(response)

@@ -1,11 +1,12 @@
 """Figures with their uncertainty; every interval is at 95 %."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy import stats
+import numpy.typing as npt
 
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
@@ -20,12 +21,19 @@ class Estimate:
     high: float
 
 
+def with_interval(name: str, figure: Estimate) -> dict[str, float]:
+    """Return *figure* as three metrics: *name*, `<name>_low` and `<name>_high`."""
+    return {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
+
+
 def share(hits: Sequence[bool]) -> Estimate:
     """Return the share of true *hits* with Wilson's score interval (1927, without continuity correction).
 
     Unlike value ± 1.96 standard errors it stays within 0 to 1, and has a width when all hits are equal.
     """
     _require_some(hits)
+    from scipy import stats  # see bootstrap
+
     value = sum(hits) / len(hits)
     interval = stats.binomtest(sum(hits), len(hits)).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(value, min(float(interval.low), value), max(float(interval.high), value))
@@ -56,17 +64,28 @@ def paired_difference(build: Sequence[bool], reference: Sequence[bool], seed: in
     lost, gained = flips(build, reference)
     value = (gained - lost) / len(build)
     differences = np.subtract(np.asarray(build, dtype=float), np.asarray(reference, dtype=float))
-    result = stats.bootstrap(
-        (np.concatenate([differences, [-1.0, 1.0]]),),
-        np.mean,
+    low, high = bootstrap([np.concatenate([differences, [-1.0, 1.0]])], np.mean, seed)
+    return Estimate(value, min(low, value), max(high, value))
+
+
+def bootstrap(
+    samples: Sequence[npt.NDArray[np.float64]], statistic: Callable[..., Any], seed: int
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of statistic(*samples, axis=...); what is drawn, is drawn of each."""
+    from scipy import stats  # here: a candidate's process, whose memory is measured, imports this module too
+
+    interval = stats.bootstrap(
+        tuple(samples),
+        statistic,
+        paired=len(samples) > 1,
+        vectorized=True,
         n_resamples=RESAMPLES,
         batch=1_000,  # bounds the memory on a task of many thousand examples
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(seed),
-    )
-    interval = result.confidence_interval
-    return Estimate(value, min(float(interval.low), value), max(float(interval.high), value))
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def _require_some(hits: Sequence[bool]) -> None:

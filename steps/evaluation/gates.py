@@ -6,7 +6,8 @@ A gate names a metric, a `min`, a `max` or both, and what of the metric it uses:
 - `interval`: the figure's whole 95 % interval decides. Passed when all of it keeps the limits, failed when
   all of it breaks one, otherwise inconclusive: this many examples cannot tell.
 
-Gates fail closed: a figure or bound that is missing or not finite fails; no gates at all are inconclusive.
+Gates fail closed: a figure that is missing fails, and so does a figure or bound that is not finite. A figure that has
+no interval, for want of examples, is inconclusive, and so are no gates at all.
 """
 
 import difflib
@@ -117,9 +118,12 @@ def _judge_one(metrics: Mapping[str, float], name: str, gate: Gate) -> Verdict:
         verdict, reason = FAILED, f"{fact}; {key} cannot be judged"
     elif gate.use == "point":
         verdict, reason = _compare(f"{gate.metric} {figure:.6g}", figure, figure, gate, key)
+    elif not {f"{gate.metric}_low", f"{gate.metric}_high"} & metrics.keys():
+        fact = f"{gate.metric} {figure:.6g} has no interval: one text or call has none"
+        verdict, reason = INCONCLUSIVE, f"{fact}; ask more examples, or set {key}.use=point"
     elif low is None or high is None or not low <= figure <= high:
         remedy = f"set {key}.use=point or give {gate.metric}_low and _high"
-        verdict, reason = FAILED, f"{gate.metric} {figure:.6g} has no interval; {remedy}"
+        verdict, reason = FAILED, f"{gate.metric} {figure:.6g} has no interval around it; {remedy}"
     else:
         shown = f"{gate.metric} {figure:.6g} (interval {low:.4g} to {high:.4g})"
         verdict, reason = _compare(shown, low, high, gate, key)

@@ -1,7 +1,8 @@
 """Turn predictions into figures named `<candidate>.<area>.<name>`.
 
-Areas: `task` (is it right), `integrity` (was everything answered), `cost` (how fast, how large). A new area,
-such as the fidelity of logits, gets a module of its own that computes it, and its lines in `MEANINGS`.
+Areas: `task` (is it right), `fidelity` (are its probabilities the reference's), `contract` (does it do what its
+signature says), `integrity` (was everything answered), `cost` (how fast, how large). A new area gets a module of its
+own that computes it, and its lines in `MEANINGS`.
 A figure with an interval has two neighbours, `<name>_low` and `<name>_high`.
 """
 
@@ -12,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from steps.evaluation.asking import Answer
-from steps.evaluation.estimates import Estimate, flips, paired_difference, share, standard_error
+from steps.evaluation.estimates import Estimate, flips, paired_difference, share, standard_error, with_interval
 from steps.evaluation.predictions import Prediction
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What people call a metric, and its unit: share, points, count, seconds, rate, bytes or ratio."""
+    """What people call a metric, and its unit: share, points, count, seconds, rate, bytes, ratio or nats."""
 
     label: str
     unit: str
@@ -32,6 +33,21 @@ MEANINGS = {
     "task.gained": Meaning("Only this candidate is right", "count"),
     "task.agreement": Meaning("Same answer as the reference", "share"),
     "task.examples": Meaning("Examples asked", "count"),
+    "fidelity.perplexity": Meaning("Perplexity of the same text", ""),
+    "fidelity.perplexity_ratio": Meaning("Perplexity, relative to the reference", "ratio"),
+    "fidelity.kl_mean": Meaning("KL divergence from the reference, mean", "nats"),
+    "fidelity.kl_median": Meaning("KL divergence, median", "nats"),
+    "fidelity.kl_p99": Meaning("KL divergence, 99th percentile", "nats"),
+    "fidelity.kl_max": Meaning("KL divergence, largest", "nats"),
+    "fidelity.same_top": Meaning("Same likeliest token as the reference", "share"),
+    "fidelity.probability_change_rms": Meaning("Change of the true token's probability, root mean square", "points"),
+    "fidelity.tokens": Meaning("Tokens compared", "count"),
+    "fidelity.texts": Meaning("Texts compared", "count"),
+    "contract.signature": Meaning("Requests and responses fit the signature", "share"),
+    "contract.max_tokens": Meaning("max_tokens kept", "share"),
+    "contract.stop": Meaning("stop kept", "share"),
+    "contract.repeatable": Meaning("Same answer when asked again", "share"),
+    "integrity.same_tokens": Meaning("Texts with the reference's token ids", "share"),
     "integrity.answered": Meaning("Examples answered", "share"),
     "integrity.errors": Meaning("Answers that ended in an error", "count"),
     "cost.seconds_p50": Meaning("Time for an answer, median", "seconds"),
@@ -41,12 +57,25 @@ MEANINGS = {
     "cost.answers_per_second": Meaning("Answers a second, one at a time", "rate"),
     "cost.tokens_per_second": Meaning("New tokens a second, one answer at a time", "rate"),
     "cost.first_answer_seconds": Meaning("First answer after loading", "seconds"),
+    "cost.first_token_seconds_p50": Meaning("Time to the first token, median", "seconds"),
+    "cost.first_token_seconds_p90": Meaning("Time to the first token, 90th percentile", "seconds"),
+    "cost.first_token_seconds_p99": Meaning("Time to the first token, 99th percentile", "seconds"),
+    "cost.token_seconds_p50": Meaning("Time of each token after it, median", "seconds"),
+    "cost.token_seconds_p90": Meaning("Time of each token after it, 90th percentile", "seconds"),
+    "cost.token_seconds_p99": Meaning("Time of each token after it, 99th percentile", "seconds"),
+    "cost.call_seconds_per_token_p50": Meaning("Time of a call by its new tokens, median", "seconds"),
+    "cost.call_seconds_per_token_p50_ratio": Meaning("The same, relative to the reference", "ratio"),
+    "cost.call_seconds_per_token_p90": Meaning("Time of a call by its new tokens, 90th percentile", "seconds"),
+    "cost.call_seconds_per_token_p99": Meaning("Time of a call by its new tokens, 99th percentile", "seconds"),
+    "cost.timed_calls": Meaning("Calls that these times are taken from", "count"),
     "cost.load_seconds": Meaning("Loading", "seconds"),
+    "cost.peak_memory_bytes": Meaning("Most memory of the process", "bytes"),
+    "cost.peak_memory_bytes_ratio": Meaning("Most memory, relative to the reference", "ratio"),
     "cost.size_bytes": Meaning("Size on disk", "bytes"),
     "cost.size_bytes_ratio": Meaning("Size on disk, relative to the reference", "ratio"),
 }
 
-RATIOS = ("cost.seconds_p50", "cost.size_bytes")
+RATIOS = ("cost.seconds_p50", "cost.call_seconds_per_token_p50", "cost.size_bytes", "cost.peak_memory_bytes")
 """Of these, every candidate also gets `<name>_ratio`: its figure divided by the reference's."""
 
 
@@ -98,7 +127,9 @@ def show(value: float, unit: str) -> str:
         case "bytes":
             text = f"{size / 1e9:.2f}\u00a0GB" if size >= 1e9 else f"{size / 1e6:.2f}\u00a0MB"
         case "ratio":
-            text = f"{size:.2f}\u00a0\u00d7"
+            text = f"{size:.3f}\u00a0\u00d7"
+        case "nats":
+            text = f"{size:.3g}\u00a0nats"
         case _:
             text = f"{size:.6g}"
     return minus + text
@@ -117,7 +148,7 @@ def _accuracy(right: Sequence[bool]) -> dict[str, float]:
     return {
         "task.examples": len(right),
         "task.accuracy_stderr": standard_error(right),
-        **_with_interval("task.accuracy", share(right)),
+        **with_interval("task.accuracy", share(right)),
     }
 
 
@@ -129,8 +160,8 @@ def _comparison(predictions: Sequence[Prediction], build: str, reference: str, s
     return {
         "task.lost": lost,
         "task.gained": gained,
-        **_with_interval("task.difference", paired_difference(ours, theirs, seed)),
-        **_with_interval("task.agreement", share([p.agree(build, reference) for p in predictions])),
+        **with_interval("task.difference", paired_difference(ours, theirs, seed)),
+        **with_interval("task.agreement", share([p.agree(build, reference) for p in predictions])),
     }
 
 
@@ -151,8 +182,3 @@ def _cost(answers: Sequence[Answer]) -> dict[str, float]:
     if len(tokens) == len(timed):
         figures["cost.tokens_per_second"] = sum(tokens) / sum(seconds)
     return figures
-
-
-def _with_interval(name: str, figure: Estimate) -> dict[str, float]:
-    """Return *figure* as three metrics."""
-    return {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps.evaluation.asking import Answer
-from steps.evaluation.scoring import SCORERS, normalise
+from steps.evaluation.scoring import SCORERS
 from steps.evaluation.tasks import Example
 
 
@@ -19,9 +19,9 @@ class Prediction:
     right: dict[str, bool]
 
     def agree(self, one: str, other: str) -> bool:
-        """Return whether both candidates answered, and the same after normalising."""
+        """Return whether both candidates answered, and the same; how it is written does not count, but for a choice."""
         a, b = self.answers[one], self.answers[other]
-        return a.answered and b.answered and normalise(a.text) == normalise(b.text)
+        return a.answered and b.answered and self.example.same(a.text, b.text)
 
 
 def score(examples: Sequence[Example], answers: Mapping[str, Sequence[Answer]]) -> list[Prediction]:
@@ -53,6 +53,7 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
                 "messages": example.messages,
                 "reference": example.reference,
                 "scorer": example.scorer,
+                **({"choices": example.choices} if example.choices else {}),
                 "answers": {
                     candidate: {
                         "text": answer.text,
@@ -60,6 +61,7 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
                         "completion_tokens": answer.completion_tokens,
                         "seconds": answer.seconds,
                         "error": answer.error,
+                        **({"likelihoods": answer.likelihoods} if answer.likelihoods else {}),
                     }
                     for candidate, answer in prediction.answers.items()
                 },

@@ -9,21 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from steps.evaluation.canvas import COLOURS, inline_svg
+from steps.evaluation.fidelity import TokenFidelity
 from steps.evaluation.gates import FAILED, INCONCLUSIVE, PASSED, Verdict, overall
 from steps.evaluation.metrics import MEANINGS, Meaning, show
-from steps.evaluation.plots import COLOURS, inline_svg
 from steps.evaluation.predictions import Prediction
 
 SHOWN = 25
 """So many examples are shown; all of them are in predictions.jsonl."""
+FURTHEST = 3
+"""Of those on which all candidates are right and agree, so many by likelihood, and so many by time."""
+LONGEST = 4_000
+"""So many characters of a text are shown."""
 
-HEADLINES = ("task.accuracy", "cost.seconds_p50", "cost.size_bytes")
+HEADLINES = ("task.accuracy", "fidelity.same_top", "cost.seconds_p50", "cost.size_bytes")
 
 CAPTIONS = {
     "accuracy": "Right answers. The bar is where the true share lies with 95 % confidence.",
+    "flips": "Examples that only the reference has right (lost), or only the build (gained).",
+    "kl": "How far a build's next-token probabilities are from the reference's. Further left is closer.",
+    "likelihood": "Surprise at every true token in nats, on log scales. Above the line the build is more surprised.",
+    "first_token": "Time until the first token, by length of the prompt: median, and range of all calls.",
+    "throughput": "New tokens a second, of all prompts of a call together: median, and range of all calls.",
     "latency": "Time for an answer. A curve further left is faster; a flat end means a few slow answers.",
 }
 
@@ -35,14 +46,22 @@ VERDICTS = {
 
 OUTCOMES = {
     "lost": "The reference is right, another is wrong",
-    "wrong": "No candidate is right",
     "gained": "The reference is wrong, another is right",
+    "wrong": "No candidate is right",
     "differ": "All right, in different words",
+    "unlikely": "All right; here the likelihood differs most from the reference's",
+    "slow": "All right; here a build is slowest against its reference",
 }
 """Why an example is shown, the most telling first."""
 
-
-AREAS = {"task": "Task", "integrity": "Integrity", "cost": "Cost"}
+AREAS = {
+    "task": "Task",
+    "fidelity": "Fidelity to the reference",
+    "contract": "Contract",
+    "integrity": "Integrity",
+    "cost": "Cost",
+}
+"""The groups of figures, in the order in which they are shown; an area that is not named comes last."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +92,13 @@ def write_report(
     reference: str,
     measured: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    fidelity: Mapping[str, TokenFidelity] | None = None,
 ) -> None:
     """Write the report to *path*.
 
     *measured* says how it was measured (threads, options) and *provenance* what (commits, URIs), as labels
-    and values. Any text, theirs or a candidate's, is shown as it is and never read as HTML.
+    and values. Of *fidelity*, by candidate, text n is example n; texts beyond the last are of no example.
+    Any text, theirs or a candidate's, is shown as it is and never read as HTML.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -87,7 +108,9 @@ def write_report(
         lstrip_blocks=True,
     )
     candidates = list(predictions[0].answers)
+    rows = metric_rows(metrics, candidates)
     notable = notable_examples(predictions, reference)
+    remote = furthest_examples(predictions, reference, fidelity or {})
     page = environment.get_template("report.html.jinja").render(
         title=title,
         reference=reference,
@@ -99,18 +122,23 @@ def write_report(
         verdicts=verdicts,
         unkept=[verdict for verdict in verdicts if verdict.verdict != PASSED],
         gate_cell=gate_cell,
+        in_words=in_words,
         limits=limits,
-        headlines=[row for row in metric_rows(metrics, candidates) if row.name in HEADLINES],
-        areas=_by_area(metric_rows(metrics, candidates)),
+        headlines=[row for row in rows if row.name in HEADLINES],
+        areas=_by_area(rows),
+        fidelity=any(row.name.startswith("fidelity.") for row in rows),
         figures=[(name, _inline(figure), CAPTIONS.get(name, name)) for name, figure in figures.items()],
         notable=notable[:SHOWN],
         notable_total=len(notable),
+        remote=remote,
+        shortened=shortened,
         outcomes=OUTCOMES,
         show=show,
         measured=measured,
         provenance=provenance,
     )
-    path.write_text(page, encoding="utf-8")
+    # A lone surrogate, which JSON may hold, is no UTF-8: it is shown by its number.
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def metric_rows(metrics: Mapping[str, float], candidates: Sequence[str]) -> list[Row]:
@@ -128,6 +156,49 @@ def notable_examples(predictions: Sequence[Prediction], reference: str) -> list[
     found = [(_outcome(prediction, reference), prediction) for prediction in predictions]
     order = list(OUTCOMES)
     return sorted(((why, p) for why, p in found if why), key=lambda pair: order.index(pair[0]))
+
+
+def furthest_examples(
+    predictions: Sequence[Prediction], reference: str, fidelity: Mapping[str, TokenFidelity]
+) -> list[tuple[str, Prediction]]:
+    """Return examples on which all are right and agree, by the largest difference in likelihood, then in time."""
+    alike = [place for place, prediction in enumerate(predictions) if _outcome(prediction, reference) is None]
+    gaps = np.zeros(len(predictions))
+    for tokens in fidelity.values():
+        gap = np.bincount(tokens.text, np.nan_to_num(tokens.build_nll - tokens.reference_nll), len(predictions))
+        gaps = np.maximum(gaps, np.abs(gap[: len(predictions)]))
+    unlikely = [place for place in sorted(alike, key=lambda place: -gaps[place])[:FURTHEST] if gaps[place] > 0]
+
+    def slowness(place: int) -> float:
+        answers = predictions[place].answers
+        others = [answer.seconds for name, answer in answers.items() if name != reference]
+        return max(others, default=0.0) / max(answers[reference].seconds, 1e-9)
+
+    slow = sorted(set(alike) - set(unlikely), key=lambda place: (-slowness(place), place))[:FURTHEST]
+    found = {"unlikely": unlikely, "slow": slow if len(predictions[0].answers) > 1 else []}
+    return [(why, predictions[place]) for why, places in found.items() for place in places]
+
+
+def shortened(text: str) -> str:
+    """Return *text*, cut to `LONGEST` characters with a word on the rest."""
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]}… ({len(text) - LONGEST:,} more characters in predictions.jsonl)"
+
+
+def in_words(verdict: Verdict) -> str:
+    """Return in one sentence why a gate is not kept."""
+    candidate, _, name = verdict.metric.partition(".")
+    cell = gate_cell(verdict)
+    what = f"{_meaning(name).label} ({candidate})"
+    if verdict.figure is None:
+        return f"{what}: there is no figure to hold against the limit, {limits(verdict)}."
+    shown = f"{what}: {cell.text}" + (f" ({cell.interval})" if cell.interval else "")
+    if verdict.use == "interval" and not cell.interval:
+        return f"{shown}, without the interval that the gate asks for."
+    if verdict.verdict == INCONCLUSIVE:
+        return f"{shown}. The limit, {limits(verdict)}, lies within this interval: too few examples to tell."
+    return f"{shown}. The limit is {limits(verdict)}."
 
 
 def gate_cell(verdict: Verdict) -> Cell:
@@ -171,12 +242,10 @@ def _meaning(name: str) -> Meaning:
 
 
 def _by_area(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return *rows* by the title of their area, in the order in which areas come up."""
-    areas: dict[str, list[Row]] = {}
-    for row in rows:
-        area = row.name.partition(".")[0]
-        areas.setdefault(AREAS.get(area, area), []).append(row)
-    return areas
+    """Return *rows* by the title of their area, in the order of `AREAS`."""
+    areas = dict.fromkeys([*AREAS, *(row.name.partition(".")[0] for row in rows)])
+    found = {area: [row for row in rows if row.name.partition(".")[0] == area] for area in areas}
+    return {AREAS.get(area, area): members for area, members in found.items() if members}
 
 
 def _outcome(prediction: Prediction, reference: str) -> str | None:

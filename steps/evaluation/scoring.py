@@ -1,13 +1,16 @@
 """Decide whether one answer is right; `SCORERS` is the list to extend.
 
-A scorer sees text only. Multiple choice by likelihood needs the model's logits and belongs beside fidelity.
+A scorer sees text only. For those of `CHOOSING` that text is one of the example's choices: the one that the model finds
+likeliest, see `choices`.
 """
 
+import difflib
 import functools
 import json
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from reprlib import repr as brief
 from typing import Any
 
 
@@ -45,30 +48,53 @@ def json_schema(answer: str, reference: str) -> bool:
     return _validator(reference)(value)
 
 
+def choice(answer: str, reference: str) -> bool:
+    """Return whether the choice *answer* is *reference*, to the letter."""
+    return answer == reference
+
+
 SCORERS: dict[str, Callable[[str, str], bool]] = {
     "exact": exact,
     "contains": contains,
     "regex": regex,
     "json_schema": json_schema,
+    "choice": choice,
+    "choice_norm": choice,
 }
 
+CHOOSING = ("choice", "choice_norm")
+"""Scorers of multiple choice: likeliest by the sum of log-probabilities, or by that sum over the choice's bytes."""
 
-def check_reference(scorer: str, reference: str) -> None:
-    """Raise ValueError with fact and remedy unless *scorer* exists and can use *reference*."""
+
+def check_reference(scorer: str, reference: str, choices: Sequence[str] = ()) -> None:
+    """Raise ValueError with fact and remedy unless *scorer* exists and can use *reference* and *choices*."""
     if scorer not in SCORERS:
-        msg = f"scorer is {scorer!r}; use one of {', '.join(SCORERS)}"
+        msg = f"scorer is {scorer!r}; {one_of(scorer, SCORERS)}"
+        raise ValueError(msg)
+    if scorer in CHOOSING and not choices:
+        msg = f"scorer {scorer!r} needs 'choices'; add a list of texts, one of them the reference"
+        raise ValueError(msg)
+    if scorer in CHOOSING and reference not in choices:
+        msg = f"reference {brief(reference)} is not one of the {len(choices)} choices; write it as it stands there"
         raise ValueError(msg)
     if scorer in ("exact", "contains") and not normalise(reference):
-        msg = f"reference {reference!r} is empty after normalising, so nothing can be compared; write a word"
+        msg = f"reference {brief(reference)} is empty after normalising, so nothing can be compared; write a word"
         raise ValueError(msg)
     if scorer == "regex":
         try:
             re.compile(reference)
         except re.error as error:
-            msg = f"reference {reference!r} is not a regular expression ({error}); correct it"
+            msg = f"reference {brief(reference)} is not a regular expression ({error}); correct it"
             raise ValueError(msg) from error
     if scorer == "json_schema":
         _validator(reference)
+
+
+def one_of(name: str, known: Iterable[str]) -> str:
+    """Return the remedy for the unknown *name*: the *known* one that is nearest, if one is near, and all of them."""
+    names = list(known)
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return f"{f'did you mean {nearest[0]!r}? ' if nearest else ''}use one of {', '.join(names)}"
 
 
 @functools.lru_cache(maxsize=1024)

@@ -9,19 +9,23 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from mlflow.entities import Run
 
-from steps.flow.files import describe, digest, hash_file, hash_text
+from steps.flow.files import describe, digest, files_below, hash_file, hash_text
 from steps.flow.manifest import needed_files
-from steps.flow.schema import INPUTS, READS, ROOT, Config, Source, flat_dict, project_path
+from steps.flow.schema import INPUTS, READS, ROOT, Config, Harness, Source, flat_dict, project_path
 
 FINGERPRINT = "step.fingerprint"
 """The tag that holds a run's fingerprint."""
 
 FACTS = "fingerprint.json"
 """The artifact that holds the facts behind it."""
+
+PINNED = re.compile(r"models:/(m-\w+|[^/@]+/\d+)|runs:/[0-9a-f]{32}/.+")
+"""The URIs of models that always name the same one; an alias, a folder or `latest` may come to name another."""
 
 DIGEST = "digest"
 """The tag that holds the hash of what a run hands over: it stands for the run in the fingerprints of later steps."""
@@ -61,7 +65,7 @@ def fingerprint(step: str, config: Config, inputs: Mapping[str, Run]) -> Fingerp
         step,
         {path.relative_to(ROOT).as_posix(): hash_file(path) for path in sorted(sources_of(f"steps.{step}"))},
         read,
-        digests | _files(step, config),
+        digests | _files(step, config) | _harness(step, config.evaluate.harness),
         hash_file(ROOT / "requirements.txt"),
     )
 
@@ -120,7 +124,8 @@ def _imports(path: Path) -> Iterator[str]:
 def _files(step: str, config: Config) -> dict[str, str]:
     """Return the hash of each file of the user's that *step* reads, by the key that names it."""
     if step == "evaluate":
-        return {"evaluate.task": hash_file(project_path(config.evaluate.task))}
+        files = {"evaluate.task": config.evaluate.task, "evaluate.fidelity.text": config.evaluate.fidelity.text}
+        return {key: hash_file(project_path(path)) for key, path in files.items() if path is not None}
     if step == "fetch_model" and config.model.source is Source.local:
         folder = project_path(str(config.model.path))
         return {"model.path": digest(describe(needed_files(folder), folder))}
@@ -130,10 +135,17 @@ def _files(step: str, config: Config) -> dict[str, str]:
 def movable(step: str, config: Config) -> str | None:
     """Return why the result of *step* can differ though its fingerprint is the same, or None when it cannot."""
     model, onnx = config.model, config.build_onnx_wrapper
+    if step == "evaluate":
+        moving = [(name, uri) for name, uri in config.evaluate.candidates.items() if not PINNED.fullmatch(uri)]
+        return next(
+            (f"evaluate.candidates.{name}={uri} names no version: it may have moved" for name, uri in moving), None
+        )
     if step == "fetch_model" and model.source is Source.hub:
         return _if_no_commit("model.revision", model.revision)
     if step == "build_onnx_wrapper" and onnx.repo_id is not None:
         return _if_no_commit("build_onnx_wrapper.revision", onnx.revision)
+    if step == "register" and config.register.promote:
+        return "register.promote=true: the champion may be another one by now"
     return None
 
 
@@ -141,6 +153,18 @@ def _if_no_commit(key: str, revision: str | None) -> str | None:
     return (
         None if re.fullmatch(r"[0-9a-f]{40}", str(revision)) else f"{key}={revision} is not a commit: it may have moved"
     )
+
+
+def _harness(step: str, options: Harness) -> dict[str, str]:
+    """Return what lm-evaluation-harness adds where it is asked: its version, and the user's own task files."""
+    if step != "evaluate" or not options.tasks:
+        return {}
+    found = {"lm_eval": version("lm_eval")}
+    if options.include_path is not None:
+        folder = project_path(options.include_path)
+        files = (path for path in files_below(folder) if path.suffix != ".pyc")  # of a task's own functions, once run
+        found["evaluate.harness.include_path"] = digest(describe(files, folder))
+    return found
 
 
 def _input_name(key: str) -> str:

@@ -7,7 +7,7 @@ right body, a cached file for an unchanged one, and an old cache for an answer. 
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -69,13 +69,17 @@ class Stated:
     hash: str
 
 
-def fetch_checkpoint(repository: str, revision: str, *, offline: bool) -> tuple[Manifest, Path]:
+def fetch_checkpoint(
+    repository: str, revision: str, *, offline: bool, check: Callable[[Path], None] | None = None
+) -> tuple[Manifest, Path]:
     """Return the manifest of the checkpoint that *repository* holds at *revision*, and the folder with its files.
 
-    Raises StepError when the hub does not answer, refuses, or gives other files than it states; with *offline* it is
-    not asked, and its cache must hold them all.
+    *check* gets that folder when it holds all but the weights; what it raises saves their download. Raises StepError
+    when the hub does not answer, refuses, or gives other files than it states; with *offline* it is not asked, and its
+    cache must hold them all.
     """
-    manifest, folder = _fetch(repository, revision, PurePosixPath(), NEEDED, "model", ".safetensors", offline=offline)
+    wanted = (PurePosixPath(), NEEDED, "model", ".safetensors")
+    manifest, folder = _fetch(repository, revision, *wanted, offline=offline, check=check)
     require_weights(folder)
     return manifest, folder
 
@@ -110,6 +114,7 @@ def _fetch(
     weights: str,
     *,
     offline: bool,
+    check: Callable[[Path], None] | None = None,
 ) -> tuple[Manifest, Path]:
     """Fetch what matches *patterns* in *folder*, and the repository's papers; *section* of the configuration asks."""
     try:
@@ -129,8 +134,13 @@ def _fetch(
             where = "" if folder == PurePosixPath() else f" in its folder {folder}"
             msg = f"{repository}@{commit} holds no {weights} file{where}: choose a repository or revision that does"
             raise StepError(msg)
+        snapshot = _snapshot_folder(repository, commit)
+        if check is not None:
+            if not offline:
+                _require_space(repository, needed)  # of everything, before the first byte
+            _obtain(repository, commit, [file for file in needed if not file.path.endswith(weights)], offline=offline)
+            check(snapshot)
         files = _obtain(repository, commit, needed, offline=offline)
-    snapshot = _snapshot_folder(repository, commit)
     return Manifest("hub", repository, commit, licence_of(snapshot), files), snapshot
 
 

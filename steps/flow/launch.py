@@ -3,74 +3,63 @@
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.projects.utils import get_or_create_run, get_run_env_vars, load_project
 
-from steps.flow.processes import closing, end
+from steps.flow.processes import LAUNCHER_PID, PROCESS, closing, end, process_tag
 from steps.flow.schema import ROOT
 from steps.flow.tracking import outputs
+
+Start = Callable[[str, dict[str, str]], int]
+"""Runs a shell command, with variables added to its environment, and returns its exit code, negative after a signal."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """How a step went: `status` of its run, wall `seconds`, and what it handed over."""
+    """How a step went: `status` of its run, exit `code` of its process, wall `seconds`, and what it handed over."""
 
     run_id: str
     status: str
+    code: int
     seconds: float
     outputs: dict[str, str]
 
 
-@contextmanager
-def one_at_a_time(fingerprint: str, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of *fingerprint* on this machine; call *waiting* once when another process has it.
-
-    The kernel frees the lock of a process that dies.
-    """
-    folder = Path(tempfile.gettempdir()) / f"slm-project-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    lock = FileLock(folder / f"{fingerprint}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        waiting()
-        lock.acquire(poll_interval=0.5)
-    try:
-        yield
-    finally:
-        lock.release()
+def start_here(command: str, variables: dict[str, str]) -> int:
+    """Run *command* on this machine, in a process group of its own that ends with this call; the `Start` of a step."""
+    return _run(command, os.environ | variables | {LAUNCHER_PID: str(os.getpid())})
 
 
-def launch(step: str, parameters: dict[str, str], parent: Run) -> StepResult:
+def launch(step: str, parameters: dict[str, str], parent: Run, start: Start = start_here) -> StepResult:
     """Run *step* with *parameters* in a run nested under *parent*, and wait for it. May be called from any thread.
 
+    *start* says on which machine its process runs; the run is opened and closed here, whatever becomes of that machine.
     As `mlflow.projects.run` does with the local environment; but that call tells nobody the id of a run that failed,
     and leaves the process alive when its caller is killed.
     """
     experiment, client = parent.info.experiment_id, MlflowClient()
     run_id = get_or_create_run(None, str(ROOT), experiment, str(ROOT), None, step, parameters).info.run_id
+    # Until the step says that it works on the run itself: a server may go away between the two.
+    client.set_tag(run_id, PROCESS, process_tag())
     client.set_tag(run_id, "mlflow.runName", step)
     client.set_tag(run_id, "mlflow.parentRunId", parent.info.run_id)
     command = load_project(str(ROOT)).get_entry_point(step).compute_command(parameters, None)
     started, code = time.monotonic(), -1
     try:
-        code = _run(command, os.environ | get_run_env_vars(run_id, experiment))
+        code = start(command, get_run_env_vars(run_id, experiment))
     finally:
         seconds = time.monotonic() - started
         if client.get_run(run_id).info.status == "RUNNING":
             # A shell between the two reports a signal as 128 and more.
             client.set_terminated(run_id, "KILLED" if code < 0 or code > 128 else "FAILED")
     closed = client.get_run(run_id)
-    return StepResult(run_id, closed.info.status, seconds, outputs(closed))
+    return StepResult(run_id, closed.info.status, code, seconds, outputs(closed))
 
 
 def _run(command: str, environment: dict[str, str]) -> int:

@@ -5,6 +5,7 @@ gone; what a SIGKILL left behind is marked when the next chain on this machine s
 """
 
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -25,6 +26,9 @@ PAUSE_SECONDS = 0.5
 GRACE_SECONDS = 3
 """How long a process may take to close its run after SIGTERM, before SIGKILL."""
 
+LAUNCHER_PID = "SLM_LAUNCHER_PID"
+"""The environment variable that tells a process who started it: once that is gone, it cannot be found any more."""
+
 LAUNCHERS = ("mlflow", "steps.main", "steps.sweep")
 
 _closing = threading.Event()
@@ -43,8 +47,12 @@ def _exit(number: int, _frame: object) -> None:
 
 
 def closing() -> None:
-    """Let further signals pass: this process is ending, and what it closes now must not be cut short."""
+    """Let further signals pass: this process is ending, and what it closes now must not be cut short.
+
+    Nor may it take long: from now on nobody waits for a tracking server that does not answer.
+    """
     _closing.set()
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
 
 
 def end(send: Callable[[int], None]) -> None:
@@ -71,9 +79,18 @@ def watch_launcher() -> None:
 
     A process that was started by hand is not watched: it may outlive its terminal.
     """
-    launcher = next((above for above in psutil.Process().parents() if _is_launcher(above)), None)
-    if launcher is not None:
-        threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
+    told = os.environ.pop(LAUNCHER_PID, None)
+    try:
+        above = [psutil.Process(int(told))] if told else filter(_is_launcher, psutil.Process().parents())
+    except psutil.NoSuchProcess:
+        sys.exit(128 + signal.SIGTERM)
+    if launcher := next(iter(above), None):
+        watch(launcher)
+
+
+def watch(process: psutil.Process) -> None:
+    """End this process, with SIGTERM, soon after *process* is gone; return at once."""
+    threading.Thread(target=_end_with, args=(process,), daemon=True).start()
 
 
 def _is_launcher(process: psutil.Process) -> bool:

@@ -1,5 +1,6 @@
 """The types of the configuration. Its values stand in conf/, each once."""
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, is_dataclass
@@ -28,13 +29,16 @@ INPUTS = {
 
 
 def inputs_of(step: str) -> list[str]:
-    """Return the keys of the runs that *step* builds on: what MLproject declares for it, less `overrides`."""
+    """Return the keys of the runs that *step* builds on: what MLproject declares for it, less `overrides`.
+
+    None for what is no entry point of its own, such as a rollback.
+    """
     entry_points = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))["entry_points"]
-    return [key for key in entry_points[step]["parameters"] if key in INPUTS]
+    return [key for key in entry_points.get(step, {}).get("parameters", {}) if key in INPUTS]
 
 
 READS = {
-    "fetch_model": ("model", "fetch_model"),
+    "fetch_model": ("model", "fetch_model", "build_onnx_wrapper.repo_id"),
     "build_pipeline_wrapper": ("build_pipeline_wrapper", "question"),
     "build_onnx_wrapper": ("build_onnx_wrapper", "fetch_model.offline", "model.name", "question"),
     "evaluate": ("evaluate", "model.name", "seed"),
@@ -44,6 +48,9 @@ READS = {
 
 CANDIDATES = {"pipeline": "pipeline_run_id", "onnx": "onnx_run_id"}
 """The models that are measured against each other, and the keys that name the runs which built them."""
+
+RESERVED_NAMES = r"(?i)champion|challenger|previous|latest|v?\d+|m-[0-9a-f]{32}|\.+"
+"""What no registered model may be called: aliases, versions, ids of logged models, folders above."""
 
 REFERENCE, BUILD = "pipeline", "onnx"
 """The candidate that the others are compared with, and the one that is put to the test."""
@@ -125,38 +132,93 @@ class BuildOnnxWrapper:
 
 
 @dataclass
+class Fidelity:
+    """`text`: a text file to compare probabilities on, besides the task; `context`: the most tokens at a time."""
+
+    text: str | None
+    context: int
+
+
+@dataclass
+class Cost:
+    """What is timed: every prompt length (tokens) with every batch (prompts in a call), `repeats` times.
+
+    `new_tokens`: the most that are generated for each prompt.
+    """
+
+    prompt_lengths: list[int]
+    batches: list[int]
+    new_tokens: int
+    repeats: int
+
+
+@dataclass
+class Harness:
+    """`tasks` of lm-evaluation-harness by name; `include_path`: a folder with the YAML files of further ones.
+
+    `num_fewshot`: examples before each question, where a task does not say; `limit`: only the first so many questions.
+    """
+
+    tasks: list[str]
+    include_path: str | None
+    num_fewshot: int | None
+    limit: int | None
+    apply_chat_template: bool
+
+
+@dataclass
 class Evaluate:
     """`task`: JSON Lines of questions, relative to the project; `limit`: ask only the first so many.
 
-    `scorer`: for every question, instead of what the task says of each. `gates`: by name, the fields of a
-    `steps.evaluation.gates.Gate`.
+    `scorer`: for every question, instead of what the task says of each. `candidates`: further models, by name, to
+    measure against the reference. `contract_examples`: on how many questions the signature's promises are tried.
+    `gates`: by name, the fields of a `steps.evaluation.gates.Gate`.
     """
 
     task: str
     scorer: str | None
     limit: int | None
     max_tokens: int
+    candidates: dict[str, str]
+    contract_examples: int
+    fidelity: Fidelity
+    cost: Cost
+    harness: Harness
     gates: dict[str, Any]
 
 
 @dataclass
 class Register:
-    """`name`: of the registered model. `promote`: make the new version champion though there is one."""
+    """`name`: of the registered model. `promote`: make the build champion, if it is at least as good as the champion.
+
+    `promote_margin`: the share of right answers by which it may at most be worse, with 95 % confidence. `rollback`:
+    only make the previous version champion again; `reason`: why. `sign_key`: the file of a private key to sign with.
+    `verify_key`: the file of a public key; only check the signature of `version`, or else of the champion.
+    """
 
     name: str
     promote: bool
+    promote_margin: float
+    rollback: bool
+    reason: str | None
+    sign_key: str | None
+    verify_key: str | None
+    version: int | None
 
 
 @dataclass
 class Sweep:
     """`objective`: the metric that makes a trial the best; `direction`: `maximize` or `minimize`.
 
-    `jobs`: trials at a time. `register`: register the best, which passed its gates; otherwise none is.
+    `jobs`: trials at a time. `ray`: the address of the Ray cluster that they run on, `auto` for the one that this
+    machine belongs to; otherwise they run on this machine. `register`: register the best, which passed its gates;
+    otherwise none is.
     """
 
     objective: str
     direction: str
     jobs: int
+    ray: str | None
     register: bool
 
 
@@ -263,7 +325,24 @@ def check(config: Config) -> None:
         )
     _require(bool(config.question.strip()), "question", repr(config.question), "a question to ask each wrapper")
     task = project_path(config.evaluate.task)
-    _require(task.is_file(), "evaluate.task", config.evaluate.task, f"an existing file ({task})")
+    _require(
+        task.is_file(),
+        "evaluate.task",
+        config.evaluate.task,
+        f"an existing file, absolute or relative to the project ({task})",
+    )
+    text = config.evaluate.fidelity.text
+    _require(text is None or project_path(text).is_file(), "evaluate.fidelity.text", text, "an existing text file")
+    for name, uri in config.evaluate.candidates.items():
+        key = f"evaluate.candidates.{name}"
+        _require(
+            re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None and name not in CANDIDATES,
+            key,
+            uri,
+            f"a name of A-Z a-z 0-9 _ -, other than {' and '.join(CANDIDATES)}",
+        )
+        _require(bool(uri.strip()), key, repr(uri), "the URI of a model, such as models:/name/1")
+    _check_harness(config.evaluate.harness)
     _require(
         onnx.block_size in (16, 32, 64, 128, 256),
         "build_onnx_wrapper.block_size",
@@ -276,9 +355,17 @@ def check(config: Config) -> None:
         "build_onnx_wrapper.max_tokens": onnx.max_tokens,
         "evaluate.max_tokens": config.evaluate.max_tokens,
         "evaluate.limit": config.evaluate.limit,
+        "evaluate.harness.limit": config.evaluate.harness.limit,
+        "evaluate.contract_examples": config.evaluate.contract_examples,
+        "evaluate.cost.new_tokens": config.evaluate.cost.new_tokens,
+        "evaluate.cost.repeats": config.evaluate.cost.repeats,
+        "evaluate.cost.prompt_lengths": min(config.evaluate.cost.prompt_lengths, default=1),
+        "evaluate.cost.batches": min(config.evaluate.cost.batches, default=1),
         "sweep.jobs": config.sweep.jobs,
     }.items():
         _require(value is None or value >= 1, key, value, "at least 1")
+    context = config.evaluate.fidelity.context
+    _require(context >= 2, "evaluate.fidelity.context", context, "at least 2")
     name = config.register.name
     _require(
         re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) is not None,
@@ -287,10 +374,36 @@ def check(config: Config) -> None:
         "1 to 100 of A-Z a-z 0-9 . _ -",
     )
     _require(
+        re.fullmatch(RESERVED_NAMES, name) is None,
+        "register.name",
+        name,
+        "a name that MLflow and this project do not use otherwise (champion, latest, v1, 1, ..)",
+    )
+    margin = config.register.promote_margin
+    _require(0 <= margin <= 1, "register.promote_margin", margin, "a share from 0 to 1")
+    for key, path in {"sign_key": config.register.sign_key, "verify_key": config.register.verify_key}.items():
+        expected = "the file of a key in PEM, absolute or relative to the project"
+        _require(path is None or project_path(path).is_file(), f"register.{key}", path, expected)
+    for key, chosen in {"rollback": config.register.rollback, "verify_key": config.register.verify_key}.items():
+        alone = not chosen or not (config.evaluate_run_id or config.register.promote)
+        _require(alone, f"register.{key}", chosen, "neither evaluate_run_id nor register.promote beside it")
+    _require(
         config.sweep.direction in ("maximize", "minimize"),
         "sweep.direction",
         config.sweep.direction,
         "maximize or minimize",
+    )
+
+
+def _check_harness(harness: Harness) -> None:
+    if harness.tasks:
+        installed = importlib.util.find_spec("lm_eval") is not None
+        remedy = "lm_eval in this environment (pip install -r requirements-lm-eval.txt)"
+        _require(installed, "evaluate.harness.tasks", harness.tasks, remedy)
+    path = harness.include_path
+    folder = project_path(path) if path is not None else None
+    _require(
+        folder is None or folder.is_dir(), "evaluate.harness.include_path", path, f"a folder of YAML files ({folder})"
     )
 
 

@@ -2,7 +2,10 @@
 
 import os
 import re
+import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.tracking import _get_store
@@ -17,6 +20,7 @@ TOKENS = re.compile(
     | sk-[A-Za-z0-9_-]{20,}           # OpenAI and others
     | AKIA[0-9A-Z]{16}                # AWS
     | dapi[0-9a-f]{32}                # Databricks
+    | -----BEGIN[A-Z ]*\ PRIVATE\ KEY  # PEM
     """,
     re.VERBOSE,
 )
@@ -24,6 +28,11 @@ TOKENS = re.compile(
 
 NAMES = re.compile(r"(^|[._-])(token|password|passwd|secret|api_?key)$", re.IGNORECASE)
 """What a key is called that holds a secret."""
+
+ASSIGNED = re.compile(
+    r"""((?:token|password|passwd|secret|api_?key)["']?\s*[=:]\s*)(["'])[^"'\n]{8,}\2""", re.IGNORECASE
+)
+"""A text that is given to such a key in code or YAML."""
 
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 """The user and password of a URL."""
@@ -53,17 +62,43 @@ def _forget_own_run() -> str:
     # Needed here alone, and slow to load.
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+    remove_credentials(run_id)
     MlflowClient().delete_run(run_id)
     store = _get_store()
     if isinstance(store, SqlAlchemyStore):
         store._hard_delete_run(run_id)
+        _wipe(store)
         return f"; run {run_id}, which held it, is deleted"
-    return f"; run {run_id}, which holds it, is marked deleted: remove it for good with mlflow gc --run-ids {run_id}"
+    # No call of a server deletes a parameter, or a run for good.
+    return f"; run {run_id}, which holds it, is marked deleted: on the server, mlflow gc --run-ids {run_id} removes it"
+
+
+def _wipe(store: object) -> None:
+    """Overwrite what was deleted from *store* where it is an SQLite file: until then its bytes are still there."""
+    engine: Any = getattr(store, "engine", None)
+    if engine is not None and engine.dialect.name == "sqlite":
+        with closing(sqlite3.connect(engine.url.database, isolation_level=None, timeout=20)) as database:
+            database.execute("VACUUM")
+
+
+def without_credentials(line: str) -> str:
+    """Return *line* without the user and password of any URL in it."""
+    return CREDENTIALS.sub("", line)
+
+
+def without_secrets(lines: str) -> str:
+    """Return *lines* with `***` for what looks like a secret, and for the values of the environment's own."""
+    own = [value for name, value in os.environ.items() if NAMES.search(name) and len(value) >= 8]
+    for value in sorted(own, key=len, reverse=True):
+        lines = lines.replace(value, "***")
+    return ASSIGNED.sub(r"\1\2***\2", TOKENS.sub("***", CREDENTIALS.sub("***@", lines)))
 
 
 def remove_credentials(run_id: str) -> None:
     """Remove user and password from every URL among the tags of *run_id*: MLflow stores that of the git repository."""
     client = MlflowClient()
-    for key, value in client.get_run(run_id).data.tags.items():
-        if CREDENTIALS.search(value):
-            client.set_tag(run_id, key, CREDENTIALS.sub("", value))
+    held = {key: value for key, value in client.get_run(run_id).data.tags.items() if CREDENTIALS.search(value)}
+    for key, value in held.items():
+        client.set_tag(run_id, key, without_credentials(value))
+    if held:
+        _wipe(_get_store())

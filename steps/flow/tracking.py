@@ -1,9 +1,10 @@
 """Runs: where they are stored, how a step opens its own, and how it finds the runs it builds on."""
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +16,23 @@ from mlflow.exceptions import MlflowException
 
 from steps.flow.artifacts import record_artifacts
 from steps.flow.errors import StepError
+from steps.flow.failures import explained
+from steps.flow.files import hash_text
 from steps.flow.fingerprint import FACTS, FINGERPRINT, fingerprint
+from steps.flow.lock import one_at_a_time
 from steps.flow.processes import PROCESS, closing, process_tag
 from steps.flow.provenance import provenance_tags, uncommitted_changes
 from steps.flow.schema import INPUTS, READS, Config, flat_dict, inputs_of
-from steps.flow.secrets import remove_credentials
+from steps.flow.secrets import remove_credentials, without_secrets
 
 OUTPUT = "output."
 """The prefix of the tags by which a step hands over what it made: `output.<name>` holds a URI."""
+
+SAMPLING_SECONDS = 2
+"""Between two looks at the machine's CPU, memory, disk, network and GPU, which a step's run keeps."""
+
+ERROR = "error"
+"""The tag that says in a line why a run failed."""
 
 RELATIVE_SQLITE = "sqlite:///"
 
@@ -71,6 +81,12 @@ class StepRun:
     inputs: dict[str, Run]
 
 
+def one_line(error: Exception) -> str:
+    """Return what *error* says in one line of at most 500 characters, secrets masked; other than ours with its type."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return without_secrets(text if isinstance(error, StepError) else f"{type(error).__name__}: {text}")[:500]
+
+
 @contextmanager
 def step_run(step: str, config: Config) -> Iterator[StepRun]:
     """Open the run of *step*: the one that MLflow made for this process, or a new one.
@@ -78,13 +94,12 @@ def step_run(step: str, config: Config) -> Iterator[StepRun]:
     Its status follows the body: FINISHED, FAILED after an error, KILLED after a signal. Before the body it gets its
     fingerprint, after it the list of its artifacts. Raises StepError when a run it builds on cannot be used.
     """
-    run = mlflow.start_run(run_name=step)
-    status = "FAILED"
-    try:
+    # Explained within too: MLflow would wait for a missing server once more when it closes the run.
+    with explained(), _own_run(step) as run, explained():
         mlflow.set_tags({"mlflow.runName": step, "step": step, PROCESS: process_tag(), **provenance_tags(config.seed)})
         remove_credentials(run.info.run_id)
         if changes := uncommitted_changes():
-            mlflow.log_text(changes, "code.diff")
+            mlflow.log_text(without_secrets(changes), "code.diff")
         log_new_params(run, config, READS.get(step, ("",)))
         inputs = {key: input_run(key, config) for key in inputs_of(step)}
         if step in READS:
@@ -93,13 +108,38 @@ def step_run(step: str, config: Config) -> Iterator[StepRun]:
             mlflow.log_text(facts.to_json(), FACTS)
         yield StepRun(run, inputs)
         record_artifacts(run)
+
+
+@contextmanager
+def _own_run(step: str) -> Iterator[ActiveRun]:
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+    mlflow.set_system_metrics_sampling_interval(SAMPLING_SECONDS)
+    with _opened_by_one():
+        run = mlflow.start_run(run_name=step, log_system_metrics=step in READS)
+    status = "FAILED"
+    try:
+        yield run
         status = "FINISHED"
     except (SystemExit, KeyboardInterrupt):
         closing()
         status = "KILLED"
         raise
+    except Exception as error:
+        with suppress(MlflowException):  # a server that is away must not hide the error itself
+            mlflow.set_tag(ERROR, one_line(error))
+        raise
     finally:
         mlflow.end_run(status)
+
+
+def _opened_by_one() -> AbstractContextManager[None]:
+    """Return the lock under which this process may open the store.
+
+    Two that open a fresh database at the same moment would both set it up, and one of them would fail. A server has
+    done so before it answers.
+    """
+    uri = mlflow.get_tracking_uri()
+    return nullcontext() if uri.startswith("http") else one_at_a_time(f"store-{hash_text(uri)}")
 
 
 def log_new_params(run: ActiveRun, config: Config, parts: tuple[str, ...]) -> None:

@@ -1,13 +1,14 @@
 """An ONNX language model as an MLflow pyfunc model: Chat Completions, or raw prompts, in and out.
 
-MLflow ships this one file inside the logged model (models-from-code), so it imports nothing of ours, and
-neither torch nor transformers. One file, because two versions of a model can then be loaded side by side,
-each with its own code. A call passes through four parts, which can be read, and replaced, one by one:
+MLflow ships this file inside the logged model as its code (models-from-code), and onnx_engine.py as an artifact,
+which is never imported. So it imports nothing of ours, two versions of a model can be loaded side by side, each
+with its own code, and neither torch nor transformers is needed. A call passes through four parts, which can be
+read, and replaced, one by one:
 
     OnnxChatModel  what MLflow calls: rows in, answers or chunks out
     Request        one row, checked against stated limits
     Text, Answer   messages to token ids, and ids to text, exactly as transformers does it
-    Engine         ids to ids: the only part that knows onnxruntime-genai ("og"), and how answers share it
+    Engine         ids to ids, in a process of its own: onnx_engine.py, the only part that knows onnxruntime-genai
 
 Every mistake in a request is one line that names field, value and limit; `mlflow models serve` answers it
 with status 400.
@@ -15,27 +16,31 @@ with status 400.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
+import multiprocessing
 import os
 import queue
 import re
 import secrets
+import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from multiprocessing.connection import Connection
 from pathlib import Path
 from reprlib import repr as brief
-from types import ModuleType
 from typing import Any, ClassVar, NoReturn
 
 import jinja2.ext
 import mlflow
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from jinja2 import TemplateError, nodes
 from jinja2.parser import Parser
@@ -402,14 +407,21 @@ class Answer:
         self.finish_reason: str | None = None
         self.error: str | None = None
         self.finished = threading.Event()
-        # Random numbers of its own: the text depends on the seed, not on who shares the batch.
-        self.random = np.random.default_rng([request.seed % 2**64, choice])
+        self._choice = choice
         self._decode = text.decode
         self._on_text = on_text
         self._stream = TextStream(text) if request.stop or on_text else None
 
+    def row(self) -> dict[str, Any]:
+        """Return what the engine has to know: the fields of a Row of onnx_engine.py, less its id."""
+        fields = {field.name: getattr(self.request, field.name) for field in dataclasses.fields(self.request)}
+        del fields["n"], fields["stop"]  # what is made of tokens is not its concern
+        return {**fields, "seed": [self.request.seed % 2**64, self._choice], "at_once": self._stream is not None}
+
     def push(self, token: int, *, is_end: bool) -> None:
         """Take the next token; *is_end* says that it is an end token of the model, which is never shown."""
+        if self.finished.is_set():
+            return
         self.tokens.append(token)
         last = is_end or len(self.tokens) == self.request.max_tokens
         met_stop = False
@@ -459,189 +471,170 @@ class Answer:
 
 # ---------------------------------------------------------------------------------------------- engine
 
+CLOSED = "this model was closed: load it again"
+
 
 class Engine:
-    """Continues prompts by onnxruntime-genai, in one thread that takes as many waiting answers at once as fit.
+    """Continues prompts by onnxruntime-genai, in a process of its own that takes as many answers at once as fit.
 
-    Several og generators side by side are no faster than one, but a batch is. So whatever waits when a batch
-    begins (rows of one call, calls of many threads) shares it, each answer with options of its own. What
-    comes later waits for the next batch: og cannot take a row into a running one.
+    *script* is onnx_engine.py, which says how. A process that dies is an error for the answers that it was at; the
+    next one starts it again.
     """
 
-    def __init__(self, folder: Path, threads: int, max_batch: int, max_batch_tokens: int) -> None:
-        self._inbox: queue.SimpleQueue[list[Answer]] = queue.SimpleQueue()
-        worker = _Worker(folder, threads, max_batch, max_batch_tokens, self._inbox)
-        self.context = worker.context
-        # The thread does not refer to this object. So it ends when the last user of this object goes, or
-        # Python exits, and the og model with it; og complains of models that outlive the process.
-        thread = threading.Thread(target=worker.serve, name="onnxruntime-genai", daemon=True)
-        self.close = weakref.finalize(self, _stop, thread, worker.stopping, self._inbox)
-        thread.start()
+    def __init__(self, script: Path, folder: Path, threads: int, limits: dict[str, int]) -> None:
+        genai = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
+        self.context = int(genai["context_length"])
+        ends = genai["eos_token_id"]
+        self._end_ids = frozenset(ends if isinstance(ends, list) else [ends])
+        self._command = [str(script), str(folder), str(threads), json.dumps(limits)]
+        self._starting = threading.Lock()
+        self._closed = False
+        self._worker = Worker(self._command, self._end_ids)
+
+    def wait(self) -> None:
+        """Wait until the model is loaded. Raises MlflowException if it cannot be."""
+        self._worker.wait()
+
+    def close(self) -> None:
+        """End the process, and what it was at."""
+        self._closed = True
+        self._worker.close()
 
     @contextlib.contextmanager
     def generating(self, answers: list[Answer]) -> Iterator[None]:
-        """Generate *answers* in the engine's thread; those not finished at the end of the block are dropped."""
-        if not self.close.alive:
-            msg = "this model was closed: load it again"
-            raise MlflowException(msg)
-        self._inbox.put(answers)
+        """Generate *answers* in the process; those not finished at the end of the block are dropped."""
+        with self._starting:
+            if self._closed:
+                raise MlflowException(CLOSED)
+            if not self._worker.is_alive:
+                self._worker = Worker(self._command, self._end_ids)
+                self._worker.wait()
+            worker = self._worker
+        ids = worker.add(answers)
         try:
             yield
         finally:
             for answer in answers:
                 answer.end("cancelled")
+            worker.drop(ids)
 
 
-def _stop(thread: threading.Thread, stopping: threading.Event, inbox: queue.SimpleQueue[list[Answer]]) -> None:
-    stopping.set()
-    inbox.put([])
-    if thread is not threading.current_thread():  # garbage is collected in any thread
-        thread.join(timeout=10)
+class Worker:
+    """One process of the engine, and the thread that hears from it."""
 
-
-class _Worker:
-    """What the engine's thread does, and the og model that it does it with."""
-
-    # og takes the *last* pad tokens of a prompt for padding, and many models pad with a token that a prompt
-    # may end with. No token has this id. ONNX looks up its embedding all the same, and the result is masked.
-    PAD = -1
-
-    def __init__(
-        self,
-        folder: Path,
-        threads: int,
-        max_batch: int,
-        max_batch_tokens: int,
-        inbox: queue.SimpleQueue[list[Answer]],
-    ) -> None:
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        import onnxruntime_genai as og  # heavy: comes with the model, not with this file
-
-        genai = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
-        providers = genai["decoder"]["session_options"].get("provider_options", [])
-        if any("cuda" in provider for provider in providers) and not og.is_cuda_available():
-            msg = "this ONNX model was built for CUDA: it needs onnxruntime-genai-cuda and an NVIDIA GPU"
-            raise MlflowException(msg)
-        session = {"intra_op_num_threads": threads}
-        config = og.Config(str(folder))
-        config.overlay(json.dumps({"model": {"pad_token_id": self.PAD, "decoder": {"session_options": session}}}))
-        self.og: ModuleType = og
-        self.model = og.Model(config)
-        self.context = int(genai["context_length"])
-        ends = genai["eos_token_id"]
-        self.end_ids = frozenset(ends if isinstance(ends, list) else [ends])
-        self.max_batch = max_batch
-        self.max_batch_tokens = max_batch_tokens
-        self.inbox = inbox
-        self.stopping = threading.Event()
-
-    def serve(self) -> None:
-        """Generate batch after batch of what comes in, until `stopping` is set."""
-        waiting: list[Answer] = []
-        while not self.stopping.is_set():
-            waiting = [answer for answer in waiting if not answer.finished.is_set()]
-            if not waiting or not self.inbox.empty():
-                waiting += self.inbox.get()
-                continue
-            batch = self.next_batch(waiting)
-            reason = "this model was closed: load it again"
-            try:
-                self.generate(batch)
-            except Exception as error:  # noqa: BLE001  # a failed batch must not end the thread
-                reason = f"onnxruntime-genai: {str(error).partition(chr(10))[0]}"
-            for answer in batch:
-                answer.end("failed", reason)  # means those alone that have not ended
-        while not self.inbox.empty():
-            waiting += self.inbox.get()
-        for answer in waiting:
-            answer.end("failed", "this model was closed: load it again")
-
-    def next_batch(self, waiting: list[Answer]) -> list[Answer]:
-        """Return the answer that has waited longest, and those after it that can share a batch with it."""
-        batch = waiting[:1]
-        for answer in waiting[1:]:
-            if len(batch) == self.max_batch:
-                break
-            if self._fits([*batch, answer]):
-                batch.append(answer)
-        return batch
-
-    def _fits(self, batch: list[Answer]) -> bool:
-        prompts = [len(answer.request.prompt) for answer in batch]
-        row = max(prompts) + max(answer.request.max_tokens for answer in batch)
-        return (
-            row <= self.context
-            and row * len(batch) <= self.max_batch_tokens
-            and max(prompts) <= 2 * min(prompts) + 32  # og computes padding as if it were text
-            and all(answer.request.json_schema is None for answer in batch)  # og: one grammar, one row
+    def __init__(self, command: list[str], end_ids: frozenset[int]) -> None:
+        self._connection, theirs = multiprocessing.Pipe()
+        with theirs:
+            # Not multiprocessing.Process: that would import this file, and MLflow with it, or fork a process that
+            # has threads. -P: what lies beside the script is no package.
+            script, *arguments = command
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", script, str(theirs.fileno()), *arguments, str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        self._owner = os.getpid()
+        self._answers: dict[int, Answer] = {}  # those that the process is at
+        self._ids = itertools.count()
+        self._sending = threading.Lock()
+        closing = threading.Event()
+        # The thread does not refer to this object. So it ends when the last user of this object goes, or Python
+        # exits, and the process with it.
+        self._thread = threading.Thread(
+            target=_listen, args=(self._connection, self._process, self._answers, end_ids, closing), daemon=True
         )
+        self.close = weakref.finalize(self, _end, self._process, self._thread, closing, self._owner)
 
-    def generate(self, batch: list[Answer]) -> None:
-        """Generate until every answer of *batch* has ended."""
-        prompts = [answer.request.prompt for answer in batch]
-        longest = max(map(len, prompts))
-        params = self.og.GeneratorParams(self.model)
-        params.set_search_options(
-            batch_size=len(batch),
-            # This sizes the KV cache, which og would otherwise make as long as the model's context.
-            max_length=longest + max(answer.request.max_tokens for answer in batch),
-            do_sample=False,  # whatever the model's folder says: _sampled does that
-            num_beams=1,
-            min_length=0,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-        )
-        schema = batch[0].request.json_schema
+    @property
+    def is_alive(self) -> bool:
+        """Whether there is a process that answers to this one, which may be a fork of the one that started it."""
+        return self._owner == os.getpid() and self._thread.is_alive() and self._process.poll() is None
+
+    def wait(self) -> None:
+        """Wait until the process has loaded the model. Raises MlflowException if it cannot."""
         try:
-            if schema:
-                params.set_guidance("json_schema", schema, False)
-            generator = self.og.Generator(self.model, params)
-        except RuntimeError as error:
-            if not schema:
-                raise
-            reason = str(error).partition("\n")[0]
-            batch[0].end("refused", f"response_format.json_schema.schema is not usable: {reason}")
-            return
-        ids = np.full((len(batch), longest), self.PAD, dtype=np.int32)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = prompt  # padded on the right: og counts positions from the left
-        generator.append_tokens(ids)
-        while not self.stopping.is_set():
-            running = [(row, answer) for row, answer in enumerate(batch) if not answer.finished.is_set()]
-            if not running:
-                return
-            if any(answer.request.temperature for _, answer in running):
-                logits = np.array(generator.get_logits())  # batch, 1, vocabulary
-                for row, answer in running:
-                    if answer.request.temperature:
-                        logits[row, 0] = _sampled(logits[row, 0], answer.request, answer.random)
-                generator.set_logits(logits)
-            generator.generate_next_token()
-            tokens = generator.get_next_tokens()
-            for row, answer in running:
-                answer.push(int(tokens[row]), is_end=int(tokens[row]) in self.end_ids)
+            why = json.loads(self._connection.recv_bytes()).get("failed")
+        except (EOFError, OSError):
+            why = f"{_obituary(self._process)} while it loaded the model"
+        if why:
+            self.close()
+            raise MlflowException(why)
+        self._thread.start()
+
+    def add(self, answers: list[Answer]) -> list[int]:
+        """Have *answers* generated, and return the numbers that the process knows them by."""
+        ids = [next(self._ids) for _ in answers]
+        self._answers.update(zip(ids, answers, strict=True))
+        self._send(add=[{"id": number, **answer.row()} for number, answer in zip(ids, answers, strict=True)])
+        return ids
+
+    def drop(self, ids: list[int]) -> None:
+        """Forget those of *ids* that the process is still at."""
+        if unfinished := [number for number in ids if self._answers.pop(number, None)]:
+            self._send(drop=unfinished)
+
+    def _send(self, **message: object) -> None:
+        try:
+            with self._sending:
+                self._connection.send_bytes(json.dumps(message).encode())
+        except OSError:  # the process is gone
+            _mourn(self._process, self._answers, None)
 
 
-def _sampled(logits: npt.NDArray[np.float32], request: Request, random: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Return *logits* changed at random, so that the token of the largest is a sample at request.temperature.
+def _listen(
+    connection: Connection,
+    process: "subprocess.Popen[bytes]",
+    answers: dict[int, Answer],
+    end_ids: frozenset[int],
+    closing: threading.Event,
+) -> None:
+    """Hand on what the process says, until it is gone."""
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            message = json.loads(connection.recv_bytes())
+            for number, tokens in message["tokens"]:
+                if answer := answers.get(number):
+                    _push(answer, tokens, end_ids)
+                    if tokens[-1] in end_ids or len(answer.tokens) == answer.request.max_tokens:
+                        answers.pop(number, None)
+            for number, how, why in message["error"]:
+                if answer := answers.pop(number, None):
+                    answer.end(how, why)
+    _mourn(process, answers, CLOSED if closing.is_set() else None)
 
-    argmax(logits / T - log(E)) with exponentially distributed E is distributed as softmax(logits / T): the
-    Gumbel-max trick. It leaves the last word to og, which rules out tokens that a JSON schema forbids. For
-    the same reason tokens outside top_k and top_p come far behind the others, and are not ruled out here.
-    """
-    scaled = (logits - logits.max()) / np.float32(max(request.temperature, 1e-4))
-    outside = np.zeros(scaled.shape, dtype=bool)
-    if 0 < request.top_k < scaled.size:
-        outside |= scaled < np.partition(scaled, -request.top_k)[-request.top_k]
-    if request.top_p < 1:
-        weights = np.where(outside, 0, np.exp(scaled))
-        total = weights.sum(dtype=np.float64)
-        # Tokens this light are outside even if all are as light (0.999: rounding): far fewer are left to sort.
-        falling = np.sort(weights[weights >= 0.999 * (1 - request.top_p) * total / weights.size])[::-1]
-        reached = int(np.searchsorted(falling.cumsum(dtype=np.float64), request.top_p * total))
-        outside |= weights < falling[min(reached, falling.size - 1)]
-    noise = np.log(np.maximum(random.standard_exponential(scaled.size, dtype=np.float32), 1e-30))
-    return np.asarray(scaled - noise - np.float32(1e6) * outside, dtype=np.float32)
+
+def _push(answer: Answer, tokens: list[int], end_ids: frozenset[int]) -> None:
+    try:
+        for token in tokens:
+            answer.push(token, is_end=token in end_ids)
+    except Exception as error:  # noqa: BLE001  # one answer's failure must not end the thread, and so all others
+        answer.end("failed", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+
+
+def _mourn(process: "subprocess.Popen[bytes]", answers: dict[int, Answer], why: str | None) -> None:
+    """End *answers*, which the process was at when it ended."""
+    why = why or f"{_obituary(process)}; the next request starts it again"
+    for number in list(answers):
+        if answer := answers.pop(number, None):
+            answer.end("failed", why)
+
+
+def _obituary(process: "subprocess.Popen[bytes]") -> str:
+    code = process.wait()
+    if code >= 0:
+        return f"the model's process ended with exit code {code}, its reason is in the log,"
+    reason = ", perhaps for want of memory," if code == -signal.SIGKILL else ""
+    return f"the model's process was ended by {signal.Signals(-code).name}{reason}"
+
+
+def _end(process: "subprocess.Popen[bytes]", thread: threading.Thread, closing: threading.Event, owner: int) -> None:
+    if owner != os.getpid():  # a fork that goes must leave it to the others
+        return
+    closing.set()
+    process.kill()  # it has nothing to save, and may be in a step of many seconds
+    process.wait()
+    if thread.ident and thread is not threading.current_thread():  # garbage is collected in any thread
+        thread.join(timeout=10)
 
 
 def usable_cpus() -> int:
@@ -658,7 +651,7 @@ def usable_cpus() -> int:
 class OnnxChatModel(PythonModel):
     """What MLflow loads, and calls from as many threads as it likes.
 
-    Artifact "onnx": the model folder. model_config: see CONFIG.
+    Artifacts: "onnx", the model folder; "engine", onnx_engine.py. model_config: see CONFIG.
     """
 
     CONFIG: ClassVar[dict[str, Any]] = {
@@ -667,7 +660,8 @@ class OnnxChatModel(PythonModel):
         "max_tokens": 64,  # of an answer whose request does not say
         "threads": 0,  # 0: as many as the process may use CPUs
         "max_batch": 16,  # answers
-        "max_batch_tokens": 8192,  # KV cache of a batch; one answer may take more
+        "max_batch_tokens": 8192,  # KV cache in all; one answer may take more
+        "max_kept_tokens": 4096,  # of it, kept after an answer for the next prompt that begins alike; 0: none
     }
     OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed")
 
@@ -681,9 +675,11 @@ class OnnxChatModel(PythonModel):
         self.is_chat = config["interface"] == "chat"
         self.model_name, self.max_tokens = config["model_name"], config["max_tokens"]
         folder = Path(context.artifacts["onnx"])
-        self.text = Text(folder)
-        threads = config["threads"] or usable_cpus()
-        self.engine = Engine(folder, threads, config["max_batch"], config["max_batch_tokens"])
+        script = context.artifacts.get("engine") or Path(__file__).with_name("onnx_engine.py")
+        limits = {name: config[name] for name in ("max_batch", "max_batch_tokens", "max_kept_tokens")}
+        self.engine = Engine(Path(script), folder, config["threads"] or usable_cpus(), limits)
+        self.text = Text(folder)  # while the engine's process loads the model
+        self.engine.wait()
 
     # MLflow warns of every other type for model_input; with interface=chat it is what the caller gave.
     def predict(

@@ -75,7 +75,6 @@ def test_a_figure_that_is_not_finite_fails_its_gate(figure: float, limits: dict[
 @pytest.mark.parametrize(
     "bounds",
     [
-        {},
         {"onnx.task.accuracy_low": 0.9},
         {"onnx.task.accuracy_low": math.nan, "onnx.task.accuracy_high": 0.95},
         {"onnx.task.accuracy_low": 0.95, "onnx.task.accuracy_high": 0.9},
@@ -85,7 +84,14 @@ def test_an_interval_gate_without_a_sound_interval_fails(bounds: dict[str, float
     found, reason = verdict({"onnx.task.accuracy": 0.92, **bounds}, min=0.5, use="interval")
 
     assert found == "failed"
-    assert "has no interval; set evaluate.gates.right.use=point" in reason
+    assert "has no interval around it; set evaluate.gates.right.use=point" in reason
+
+
+def test_a_figure_without_an_interval_cannot_tell() -> None:
+    found, reason = verdict({"onnx.task.accuracy": 0.92}, min=0.5, use="interval")
+
+    assert found == "inconclusive"
+    assert "has no interval: one text or call has none; ask more examples" in reason
 
 
 @pytest.mark.parametrize(

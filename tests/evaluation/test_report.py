@@ -3,14 +3,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from steps.evaluation.asking import Answer
+from steps.evaluation.fidelity import TokenFidelity
 from steps.evaluation.gates import Gate, judge
 from steps.evaluation.metrics import measure
 from steps.evaluation.plots import draw
 from steps.evaluation.predictions import Prediction, score
-from steps.evaluation.report import notable_examples, write_report
+from steps.evaluation.report import furthest_examples, in_words, notable_examples, write_report
 from steps.evaluation.tasks import Example
 
 GATES = {
@@ -67,10 +69,12 @@ def test_the_report_tells_its_verdict_before_anything_else(predictions: list[Pre
 
     parts = [
         "Failed",
+        "1 failed, 1 passed",
+        "Right answers (onnx): 70.0 %. The limit is at least 90.0 %.",
         "onnx.task.accuracy 0.7 is below evaluate.gates.onnx_accuracy.min=0.9",
         "Gates",
         "onnx_accuracy onnx.task.accuracy 70.0 % at least 90.0 % ✗ failed",
-        "onnx_time onnx.cost.seconds_p50_ratio 0.50 \u00d7 at most 1.50 \u00d7 ✓ passed",
+        "onnx_time onnx.cost.seconds_p50_ratio 0.500 \u00d7 at most 1.500 \u00d7 ✓ passed",
         "Figures",
         "Right answers task.accuracy 80.0 % 49.0 to 94.3 % 70.0 % 39.7 to 89.2 %",
         "Plots",
@@ -121,7 +125,7 @@ def test_a_passed_report_without_a_notable_example_says_so(examples: list[Exampl
     words = Page(report(tmp_path, score(examples, answers))).words
 
     assert "Every gate is kept." in words
-    assert "None: all candidates are right and agree on all 10 examples." in words
+    assert "None is wrong: all candidates are right and agree on all 10 examples." in words
 
 
 def test_a_report_without_gates_is_inconclusive(predictions: list[Prediction], tmp_path: Path) -> None:
@@ -142,7 +146,7 @@ def test_a_long_list_of_examples_is_cut_and_says_where_the_rest_is(tmp_path: Pat
     assert "predictions.jsonl" in page.words
 
 
-@pytest.mark.parametrize("name", ["fidelity.kl_mean", "task.extra"])
+@pytest.mark.parametrize("name", ["fidelity.extra", "other.extra"])
 def test_a_metric_that_the_report_does_not_know_is_shown_by_its_name(
     predictions: list[Prediction], tmp_path: Path, name: str
 ) -> None:
@@ -153,7 +157,77 @@ def test_a_metric_that_the_report_does_not_know_is_shown_by_its_name(
     assert f"{name} \u2013 0.125" in words
 
 
-def test_what_only_the_build_got_wrong_comes_first(predictions: list[Prediction]) -> None:
+def test_flips_come_first_and_the_lost_before_the_gained(predictions: list[Prediction]) -> None:
     found = [(why, prediction.example.id) for why, prediction in notable_examples(predictions, "pipeline")]
 
-    assert found == [("lost", "q0"), ("lost", "q1"), ("wrong", "q9"), ("gained", "q8")]
+    assert found == [("lost", "q0"), ("lost", "q1"), ("gained", "q8"), ("wrong", "q9")]
+
+
+def test_of_what_is_right_and_agrees_the_unlikeliest_and_the_slowest_are_shown(examples: list[Example]) -> None:
+    right = {"pipeline": [0.1] * 10, "onnx": [0.1] * 7 + [0.3, 0.2, 0.1]}
+    answers = {
+        n: [Answer(e.id, e.reference, 1, s) for e, s in zip(examples, each, strict=True)] for n, each in right.items()
+    }
+    # Example 4 has two tokens of which the build thinks 0.5 nats worse; text 12 is no example's.
+    text = np.array([4, 4, 5, 12])
+    nll, worse = np.ones(4), np.array([1.5, 1.5, 0.8, 9.0])
+    tokens = TokenFidelity(text, nll, worse, np.zeros(4), np.ones(4, dtype=bool))
+
+    found = furthest_examples(score(examples, answers), "pipeline", {"onnx": tokens})
+
+    assert [(why, p.example.id) for why, p in found] == [
+        ("unlikely", "q4"),
+        ("unlikely", "q5"),
+        ("slow", "q7"),
+        ("slow", "q8"),
+        ("slow", "q0"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "use", "words"),
+    [
+        ({}, "point", "Right answers (onnx): there is no figure to hold against the limit, at least 90.0\u00a0%."),
+        (
+            {"": float("nan")},
+            "point",
+            "Right answers (onnx): there is no figure to hold against the limit, at least 90.0\u00a0%.",
+        ),
+        ({"": 0.8}, "point", "Right answers (onnx): 80.0\u00a0%. The limit is at least 90.0\u00a0%."),
+        ({"": 0.8}, "interval", "Right answers (onnx): 80.0\u00a0%, without the interval that the gate asks for."),
+        (
+            {"": 0.92, "_low": 0.85, "_high": 0.97},
+            "interval",
+            "Right answers (onnx): 92.0\u00a0% (85.0 to 97.0\u00a0%). "
+            "The limit, at least 90.0\u00a0%, lies within this interval: too few examples to tell.",
+        ),
+    ],
+)
+def test_why_a_gate_is_not_kept_is_said_in_words(metrics: dict[str, float], use: str, words: str) -> None:
+    figures = {f"onnx.task.accuracy{end}": value for end, value in metrics.items()}
+
+    [verdict] = judge(figures, {"gate": Gate("onnx.task.accuracy", min=0.9, use=use)})
+
+    assert in_words(verdict) == words
+
+
+def test_figures_are_grouped_by_area_whatever_the_order_of_the_metrics(
+    predictions: list[Prediction], tmp_path: Path
+) -> None:
+    also = {"onnx.other.x": 1.0, "onnx.contract.stop": 1.0, "onnx.fidelity.kl_mean": 0.1, "onnx.cost.size_bytes": 1e6}
+
+    words = Page(report(tmp_path, predictions, metrics=measure(predictions, "pipeline", 0, also))).words
+
+    figures = words[words.index(" Figures") : words.index(" Plots")]
+    areas = ["Task", "Fidelity to the reference", "Contract", "Integrity", "Cost", " other"]
+    assert [figures.index(area) for area in areas] == sorted(figures.index(area) for area in areas)
+
+
+def test_a_long_text_is_cut_and_one_that_is_no_utf_8_is_shown_by_its_number(tmp_path: Path) -> None:
+    examples = [Example("q", [{"role": "user", "content": "?" * 5_000}], "yes \ud83d")]
+    answers = {name: [Answer("q", "no", 1, 1.0)] for name in ("pipeline", "onnx")}
+
+    words = Page(report(tmp_path, score(examples, answers))).words
+
+    assert "???\u2026 (1,000 more characters in predictions.jsonl)" in words
+    assert "yes \\ud83d" in words

@@ -37,6 +37,9 @@ SCHEMA = '{"type": "object", "required": ["capital"], "properties": {"capital": 
         ("json_schema", 'Here it is: {"capital": "Madrid"}', SCHEMA, False),
         ("json_schema", "NaN", "{}", False),
         ("json_schema", "[" * 200_000, "{}", False),
+        ("choice", "Madrid", "Madrid", True),
+        ("choice", "madrid", "Madrid", False),
+        ("choice_norm", "Madrid", "Madrid", True),
     ],
 )
 def test_each_scorer_knows_right_from_wrong(scorer: str, answer: str, reference: str, right: bool) -> None:

@@ -123,6 +123,16 @@ def test_a_model_from_the_hub_is_named_after_its_repository() -> None:
     assert config.register.name == "Qwen3-0.6B"
 
 
+def test_tasks_of_a_harness_that_is_not_installed_are_refused_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # as Python has it where there is none
+    with pytest.raises(
+        ConfigError, match=r"expected lm_eval in this environment \(pip install -r requirements-lm-eval"
+    ):
+        config_of("evaluate.harness.tasks=[arc_easy]")
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -137,6 +147,8 @@ def test_a_model_from_the_hub_is_named_after_its_repository() -> None:
         (["--evaluate.gates.onnx_accuracy.min", "abc"], "evaluate.gates.onnx_accuracy has the limit 'abc'"),
         (["--register.name", "a;b"], "register.name=a;b cannot be used"),
         (["--steps", "[evaluat]"], "steps=['evaluat'] cannot be used"),
+        (["--evaluate.harness.include_path", "nope"], "evaluate.harness.include_path=nope cannot be used"),
+        (["--evaluate.harness.limit", "0"], "evaluate.harness.limit=0 cannot be used: expected at least 1"),
         (["evaluate.limit=1,2"], "evaluate.limit=1,2 gives several values"),
         (["--evaluate.limit", "1,2"], "evaluate.limit='1,2' cannot be used"),
         (["--overrides", "a='"], "overrides=a=' cannot be split"),
@@ -165,7 +177,7 @@ def test_help_shows_the_groups_and_the_configuration() -> None:
     done = run(sys.executable, "-m", "steps.main", "--help")
     assert done.returncode == 0
     assert "phi3_mini_4k" in done.stdout
-    assert "block_size: 32" in done.stdout
+    assert "block_size: 128" in done.stdout
 
 
 @pytest.mark.slow

@@ -28,8 +28,8 @@ def test_the_wrapper_that_travels_belongs_to_the_step_that_logs_it() -> None:
     assert "steps/wrappers/onnx_chat.py" not in names("build_pipeline_wrapper")
 
 
-@pytest.mark.parametrize("step", [step for step in STEPS if step != "evaluate"])
-def test_a_change_of_the_evaluation_touches_evaluate_alone(step: str) -> None:
+@pytest.mark.parametrize("step", [step for step in STEPS if step not in ("evaluate", "register")])
+def test_a_change_of_the_evaluation_touches_evaluate_and_register_alone(step: str) -> None:
     assert not [name for name in names(step) if name.startswith("steps/evaluation/")]
 
 
@@ -90,8 +90,8 @@ def test_a_changed_question_file_changes_evaluate_and_says_so(tmp_path: Path) ->
 
 def test_differences_name_the_value_before_and_after() -> None:
     old = fingerprint("build_onnx_wrapper", compose_config([]), {})
-    new = fingerprint("build_onnx_wrapper", compose_config(["build_onnx_wrapper.block_size=128"]), {})
-    assert differences(old, new) == ["block_size 32 → 128"]
+    new = fingerprint("build_onnx_wrapper", compose_config(["build_onnx_wrapper.block_size=64"]), {})
+    assert differences(old, new) == ["block_size 128 → 64"]
 
 
 def test_differences_name_the_source_the_input_and_the_lock() -> None:
@@ -110,3 +110,33 @@ def test_what_a_branch_gave_is_not_taken_for_what_it_gives_now() -> None:
     assert movable("build_onnx_wrapper", hub_model("main")) is None
     prebuilt = movable("build_onnx_wrapper", compose_config(["onnx=prebuilt"]))
     assert prebuilt == "build_onnx_wrapper.revision=main is not a commit: it may have moved"
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("models:/m-0123abcd", None),
+        ("models:/capitals/3", None),
+        (f"runs:/{'0' * 32}/model", None),
+        (
+            "models:/capitals@champion",
+            "evaluate.candidates.old=models:/capitals@champion names no version: it may have moved",
+        ),
+        ("/home/me/model", "evaluate.candidates.old=/home/me/model names no version: it may have moved"),
+    ],
+)
+def test_a_candidate_that_may_come_to_name_another_model_is_measured_again(uri: str, why: str | None) -> None:
+    assert movable("evaluate", compose_config([f"+evaluate.candidates.old={uri}"])) == why
+
+
+def test_another_candidate_or_text_is_another_evaluation(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time")
+    before = fingerprint("evaluate", compose_config([]), {}).value
+    one = fingerprint("evaluate", compose_config(["+evaluate.candidates.old=models:/capitals/3"]), {}).value
+    read = fingerprint("evaluate", compose_config([f"evaluate.fidelity.text={text}"]), {}).value
+    text.write_text("There was a king")
+    assert (
+        len({before, one, read, fingerprint("evaluate", compose_config([f"evaluate.fidelity.text={text}"]), {}).value})
+        == 4
+    )

@@ -136,6 +136,20 @@ def test_a_repository_without_safetensors_is_refused_before_anything_is_download
     assert len(hub.log) == 1
 
 
+def test_what_the_caller_has_against_a_checkpoint_is_said_before_its_weights_are_downloaded(
+    hub: Hub, repository: Repository
+) -> None:
+    def refuse(folder: Path) -> None:
+        assert (folder / "config.json").read_bytes() == FILES["config.json"]
+        msg = "not this one"
+        raise StepError(msg)
+
+    with pytest.raises(StepError, match="not this one"):
+        fetch_checkpoint(NAME, "main", offline=False, check=refuse)
+    assert not hub.asked(WEIGHTS_BODY)
+    assert_whole(fetch_checkpoint(NAME, "main", offline=False, check=lambda folder: None))
+
+
 def test_an_index_that_names_weights_which_are_not_there_is_refused(hub: Hub) -> None:
     index = b'{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
     hub.repository(NAME).commit({"model.safetensors.index.json": index, "model-00001-of-00002.safetensors": WEIGHTS})
@@ -396,9 +410,10 @@ def test_an_endpoint_that_is_no_hub_is_named(hub: Hub, repository: Repository) -
 
 def test_too_little_room_is_said_with_the_figures_before_the_download(hub: Hub, repository: Repository) -> None:
     repository.listed["model-00001-of-00001.safetensors"] = 10**18
-    with pytest.raises(StepError, match=r"needs 1000000000\.00 GB, and \d+\.\d\d GB are free in .*HF_HOME"):
-        fetch()
-    assert len(hub.log) == 1
+    for check in (None, lambda folder: None):
+        with pytest.raises(StepError, match=r"needs 1000000000\.00 GB, and \d+\.\d\d GB are free in .*HF_HOME"):
+            fetch_checkpoint(NAME, "main", offline=False, check=check)
+    assert not hub.asked("/tree/|/resolve/")
 
 
 def test_room_is_not_asked_for_what_the_cache_holds(hub: Hub, repository: Repository, home: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_step_ends_when_its_chain_is_gone(number: int) -> None:
 
 HOLDER = """
 import sys, time
-from steps.flow.launch import one_at_a_time
+from steps.flow.lock import one_at_a_time
 with one_at_a_time(sys.argv[1], waiting=lambda: print("waits", flush=True)):
     print("has it", flush=True)
     time.sleep(float(sys.argv[2]))

@@ -46,11 +46,14 @@ def test_the_newest_of_several_is_reused(store: str) -> None:
     assert found.reused.info.run_id == newest.info.run_id
 
 
-def test_a_run_of_another_experiment_is_reused_too(store: str) -> None:
-    mlflow.set_experiment("another")
+def test_a_run_of_another_experiment_is_reused_too(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not mlflow.set_experiment: other files' tests, and the processes they start, would inherit it.
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", mlflow.create_experiment("another"))
     make()
-    mlflow.set_experiment("Default")
-    assert decision().reused is not None
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
+    found = decision().reused
+    assert found is not None
+    assert found.info.experiment_id != "0"
 
 
 def test_a_changed_value_is_the_reason_to_run(store: str) -> None:

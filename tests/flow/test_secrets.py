@@ -56,13 +56,14 @@ def test_a_token_given_with_P_is_in_no_run_and_no_log(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         assert database.execute("SELECT count(*) FROM runs").fetchone() == (0,)
         assert database.execute("SELECT count(*) FROM params").fetchone() == (0,)
+    assert TOKEN.encode() not in everything_in(tmp_path)
     # MLflow itself shows the command that it runs, before anything of ours has started.
     ours = [line for line in done.stderr.splitlines() if "mlflow.projects" not in line]
     assert not [line for line in ours if TOKEN in line]
 
 
 @pytest.mark.slow
-def test_the_password_of_a_git_url_is_in_no_tag_of_any_run(tmp_path: Path) -> None:
+def test_a_secret_of_a_git_url_a_changed_file_or_the_environment_is_nowhere_in_the_store(tmp_path: Path) -> None:
     project = tmp_path / "project"
     for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines():
         if (ROOT / name).is_file():
@@ -74,12 +75,17 @@ def test_the_password_of_a_git_url_is_in_no_tag_of_any_run(tmp_path: Path) -> No
     run("git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "code", cwd=project)
     store = tmp_path / "store"
     store.mkdir()
+    typed = f'\nHUB = "{TOKEN}"\nPASSWORD = "a long s3cret"\nOWN = "from-the-environment"\n'
+    (project / "steps" / "sweep.py").write_text((project / "steps" / "sweep.py").read_text() + typed)
     command = ["mlflow", "run", str(project), "--env-manager", "local", "-P", "steps=[fetch_model]"]
-    done = run(*command, cwd=store)
+    done = run(*command, cwd=store, HF_TOKEN="from-the-environment")
     assert done.returncode == 0, done.stderr
     with sqlite3.connect(store / "mlflow.db") as database:
         urls = database.execute("SELECT value FROM tags WHERE key = 'mlflow.source.git.repoURL'").fetchall()
         tags = database.execute("SELECT count(*) FROM tags WHERE value LIKE '%s3cret%'").fetchone()
     assert urls == [("https://example.org/project.git",)] * 2
     assert tags == (0,)
-    assert b"s3cret" not in done.stdout.encode() + everything_in(store / "mlruns")
+    assert b"s3cret" not in done.stdout.encode() + everything_in(store)
+    assert TOKEN.encode() not in everything_in(store)
+    assert b"from-the-environment" not in done.stdout.encode() + done.stderr.encode() + everything_in(store)
+    assert b'+PASSWORD = "***"' in everything_in(store)

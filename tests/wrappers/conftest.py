@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from steps.wrappers.onnx_chat import chat_signature, prompt_signature
 
-WRAPPER = Path(__file__).resolve().parents[2] / "steps/wrappers/onnx_chat.py"
+WRAPPERS = Path(__file__).resolve().parents[2] / "steps/wrappers"
 CONTROL_TOKENS = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
 TEMPLATE = """{% for message in messages %}{% if message['role'] == 'system' %}{{'<|system|>
 ' + message['content'] + '<|end|>
@@ -155,8 +155,8 @@ def logged(onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
             with mlflow.start_run(experiment_id=experiment):
                 info = mlflow.pyfunc.log_model(
                     name="onnx",
-                    python_model=str(WRAPPER),
-                    artifacts={"onnx": str(onnx_folder)},
+                    python_model=str(WRAPPERS / "onnx_chat.py"),
+                    artifacts={"onnx": str(onnx_folder), "engine": str(WRAPPERS / "onnx_engine.py")},
                     model_config={"interface": interface, "model_name": "tiny", "max_tokens": 40},
                     signature=signature,
                     pip_requirements=["mlflow"],

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 
 from steps.wrappers import onnx_chat
 from steps.wrappers.onnx_chat import Text, TextStream
+from steps.wrappers.onnx_engine import Row, sampled
 
 from .conftest import (
     CONTROL_TOKENS,
@@ -79,6 +81,23 @@ def test_ids_are_those_of_transformers(tokenizers: tuple[Text, Any]) -> None:
         expected = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
         assert ours.encode_chat(messages) == expected, text
         assert ours.encode_prompt(f"<|user|>{text}<|end|>") == theirs(f"<|user|>{text}<|end|>")["input_ids"], text
+
+
+def test_ogs_own_tokenizer_would_give_other_ids_and_lose_text(onnx_folder: Path, tmp_path: Path) -> None:
+    import onnxruntime_genai as og
+
+    for file in onnx_folder.iterdir():
+        if not file.name.startswith("token"):
+            (tmp_path / file.name).symlink_to(file)
+    theirs = save_tokenizer(metaspace_tokenizer(), tmp_path)
+    ours, ogs = Text(tmp_path), og.Tokenizer(og.Model(str(tmp_path)))
+    prompts = [f"<|user|>\n{text}<|end|>" for text in HARD_TEXT]
+    expected = [theirs(prompt)["input_ids"] for prompt in prompts]
+    assert [ours.encode_prompt(prompt) for prompt in prompts] == expected
+    assert [list(ogs.encode(prompt)) for prompt in prompts] != expected
+    ids = theirs("hello world 東京")["input_ids"]
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert ogs.decode(ids) != ours.decode(ids)
 
 
 @pytest.mark.parametrize(
@@ -284,11 +303,17 @@ def test_the_narrowest_options_are_greedy(chat: Any, option: dict[str, float]) -
     ],
 )
 def test_samples_are_distributed_as_asked(options: dict[str, Any], expected: list[float]) -> None:
-    row = {"temperature": 1.0, **options}
-    request = onnx_chat.read_request(row, [1], 10, 1)
+    row = Row(
+        0,
+        [1],
+        1,
+        **{"temperature": 1.0, "top_p": 1, "top_k": 0, **options},
+        seed=[0, 0],
+        json_schema=None,
+        at_once=False,
+    )
     logits = np.log(np.array([0.5, 0.25, 0.15, 0.1], dtype=np.float32))
-    generator = np.random.default_rng(0)
-    picks = [int(np.argmax(onnx_chat._sampled(logits, request, generator))) for _ in range(20_000)]
+    picks = [int(np.argmax(sampled(logits, row))) for _ in range(20_000)]
     assert np.bincount(picks, minlength=4) / 20_000 == pytest.approx(expected, abs=0.015)
 
 
@@ -427,6 +452,16 @@ def test_chunks_come_while_the_answer_is_generated(chat: Any) -> None:
     assert len(chunks) > 20
 
 
+def test_a_short_answer_does_not_wait_for_a_long_one(chat: Any) -> None:
+    stream = chat.predict_stream(ask("hello", max_tokens=500, temperature=2.0, top_p=0.99, seed=1))
+    next(stream)
+    (short,) = chat.predict(ask("what is", max_tokens=2))
+    assert short["usage"]["completion_tokens"] == 2
+    engine = chat.unwrap_python_model().engine
+    assert engine._worker._answers  # the process is still at the long one
+    stream.close()
+
+
 def test_an_abandoned_stream_frees_the_model(chat: Any) -> None:
     stream = chat.predict_stream(ask("hello", max_tokens=450, n=16))
     next(stream)
@@ -554,14 +589,16 @@ def test_the_engine_ends_with_its_model(onnx_folder: Path) -> None:
 
 
 PROCESS = """
-import json, os, sys
+import sys
+import psutil
 from steps.wrappers.onnx_chat import OnnxChatModel
 assert not {"torch", "transformers", "onnxruntime_genai", "onnxruntime"} & sys.modules.keys()
 from mlflow.pyfunc.model import PythonModelContext
-before = len(os.listdir("/proc/self/task"))
 model = OnnxChatModel()
 model.load_context(PythonModelContext({"onnx": sys.argv[1]}, {"threads": int(sys.argv[2])}))
-print(len(os.listdir("/proc/self/task")) - before)
+(engine,) = psutil.Process().children()
+print(engine.num_threads())
+print(engine.pid)
 stream = model.predict_stream(None, {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 500})
 next(stream)
 assert not {"torch", "transformers"} & sys.modules.keys()
@@ -575,7 +612,9 @@ def test_a_process_uses_its_threads_and_ends_cleanly_amid_an_answer(onnx_folder:
     command = [sys.executable, "-c", PROCESS, str(onnx_folder), str(threads)]
     ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout == f"{threads}\n"  # og's threads less the calling one, and the engine's
+    engine_threads, engine = map(int, ended.stdout.split())
+    assert engine_threads == threads
+    assert not psutil.pid_exists(engine)
     assert digests(onnx_folder) == before
 
 
@@ -583,9 +622,68 @@ def digests(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
 
 
-def test_a_logged_model_is_one_file_of_code_and_no_pickle(logged: dict[str, str]) -> None:
+def test_a_process_that_is_killed_fails_what_it_was_at_and_the_next_request_starts_it_again(onnx_folder: Path) -> None:
+    model = load(onnx_folder)
+    before = text_of(model.predict(None, ask("hello"))[0])
+    engine = model.engine._worker._process
+    stream = model.predict_stream(None, ask("hello", max_tokens=500))
+    next(stream)
+    engine.kill()
+    with pytest.raises(MlflowException, match=r"process was ended by SIGKILL, perhaps for want of memory,; the next"):
+        list(stream)
+    assert text_of(model.predict(None, ask("hello"))[0]) == before
+
+
+def test_a_process_that_cannot_load_says_why(onnx_folder: Path, tmp_path: Path) -> None:
+    for file in onnx_folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "model.onnx").unlink()
+    before = psutil.Process().children()
+    with pytest.raises(MlflowException, match=r"model\.onnx"):
+        load(tmp_path)
+    assert psutil.Process().children() == before
+
+
+def test_the_process_ends_with_one_that_is_killed(onnx_folder: Path) -> None:
+    command = [sys.executable, "-c", PROCESS + "import time; time.sleep(60)", str(onnx_folder), "1"]
+    with subprocess.Popen(
+        command, cwd=Path(onnx_chat.__file__).parents[2], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout
+        parent.stdout.readline()
+        assert psutil.pid_exists(int(parent.stdout.readline()))
+        parent.kill()
+        # Both hold this pipe: it ends when both have.
+        assert parent.stdout.read() == ""
+
+
+def test_a_fork_has_a_process_of_its_own(onnx_folder: Path) -> None:
+    script = (
+        PROCESS
+        + """
+expected = model.predict(None, {"messages": [{"role": "user", "content": "hello"}]})[0]["choices"]
+fork = os.fork()
+if fork == 0:
+    status = model.predict(None, {"messages": [{"role": "user", "content": "hello"}]})[0]["choices"] != expected
+    model.engine.close()
+    os._exit(status)
+assert os.waitpid(fork, 0)[1] == 0
+assert model.predict(None, {"messages": [{"role": "user", "content": "hello"}]})[0]["choices"] == expected
+"""
+    )
+    command = [sys.executable, "-c", "import os\n" + script, str(onnx_folder), "1"]
+    ended = subprocess.run(
+        command, cwd=Path(onnx_chat.__file__).parents[2], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_logged_model_has_its_two_files_of_code_and_no_pickle(logged: dict[str, str]) -> None:
     files = {str(path.relative_to(logged["chat"])) for path in Path(logged["chat"]).rglob("*") if path.is_file()}
-    assert {file for file in files if file.endswith((".py", ".pkl"))} == {"onnx_chat.py"}
+    assert {file for file in files if file.endswith((".py", ".pkl"))} == {
+        "onnx_chat.py",
+        "artifacts/onnx_engine.py",
+    }
 
 
 @pytest.fixture
@@ -602,6 +700,20 @@ def server(chat: Any) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}/invocations"
     uvicorn_server.should_exit = True
     thread.join()
+
+
+def test_a_server_answers_ping_while_it_generates(server: str, chat: Any) -> None:
+    headers = {"Content-Type": "application/json"}
+    body = json.dumps(ask("hello", max_tokens=450, n=8, temperature=2, top_p=0.99, seed=1)).encode()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        answer = pool.submit(urllib.request.urlopen, urllib.request.Request(server, body, headers))
+        worker = chat.unwrap_python_model().engine._worker
+        while not worker._answers:
+            time.sleep(0.001)
+        with urllib.request.urlopen(server.replace("invocations", "ping")) as response:
+            assert response.status == 200
+        assert worker._answers  # still at it
+        assert answer.result().status == 200
 
 
 def test_a_server_answers_refuses_and_goes_on(server: str, chat: Any) -> None:

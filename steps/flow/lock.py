@@ -1,0 +1,29 @@
+"""Locks between the processes of one machine."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def one_at_a_time(name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock *name* on this machine; call *waiting* once when another process has it.
+
+    The kernel frees the lock of a process that dies.
+    """
+    folder = Path(tempfile.gettempdir()) / f"slm-project-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        lock.acquire(poll_interval=0.5)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,138 @@
+"""Who is `champion`, who was (`previous`), who would be (`challenger`); since when, by which run, and why.
+
+In MLflow an alias belongs to whoever wrote it last. So all that moves one here is done under a lock, and read back; and
+every change of champion leaves a tag of its own on the registered model, `champion.<time>`, which no later one
+overwrites. The order is always champion, previous, history: what a kill interrupts, the next change mends.
+"""
+
+import getpass
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from steps.flow.errors import StepError
+from steps.flow.files import hash_text
+from steps.flow.lock import one_at_a_time
+from steps.registry.versions import damage_of_version
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+
+HISTORY = f"{CHAMPION}."
+"""The prefix of the registered model's tags that hold the history: `champion.<time>`, one for each change."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """`version` became champion at `time` (UTC) in place of `replaced`; by `user` in `run_id`, and why."""
+
+    time: str
+    version: str
+    replaced: str | None
+    user: str
+    run_id: str | None
+    reason: str
+
+
+@contextmanager
+def changing(name: str) -> Iterator[None]:
+    """Let nobody else on this machine change the registered model *name* meanwhile; wait for who does."""
+    key = hash_text(f"{mlflow.get_registry_uri()}\n{name}")
+    with one_at_a_time(f"registry-{key}", waiting=lambda: print(f"waits: {name} is being changed", flush=True)):
+        yield
+
+
+def with_alias(name: str, alias: str) -> ModelVersion | None:
+    """Return the version of *name* that has *alias*, or None."""
+    try:
+        return MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        # A server that does not answer is no answer: somebody may well be champion.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+
+
+def number_with(name: str, alias: str) -> str | None:
+    """Return the number of the version of *name* that has *alias*, or None."""
+    version = with_alias(name, alias)
+    # MLflow gives the number of a version as an int here and as text there.
+    return None if version is None else str(version.version)
+
+
+def history(name: str) -> list[Change]:
+    """Return every change of champion of the registered model *name*, oldest first."""
+    tags = MlflowClient().get_registered_model(name).tags
+    return [Change(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(HISTORY)]
+
+
+def settle(name: str) -> Change | None:
+    """Complete a change of champion that was cut short, or note one made by hand; return it, or None if there is none.
+
+    Call it under `changing`.
+    """
+    champion, changes = number_with(name, CHAMPION), history(name)
+    if champion is None or (changes and changes[-1].version == champion):
+        return None
+    replaced = changes[-1].version if changes else None
+    return _finish(name, champion, replaced, "made by hand, or by a run that was cut short")
+
+
+def make_champion(name: str, version: str, reason: str) -> Change:
+    """Make *version* of *name* champion, the present one previous, and write both down. Call it under `changing`.
+
+    Raises StepError when somebody else, on another machine, did so at the same time.
+    """
+    settle(name)
+    replaced = number_with(name, CHAMPION)
+    MlflowClient().set_registered_model_alias(name, CHAMPION, version)
+    return _finish(name, version, replaced, reason)
+
+
+def challenge(name: str, version: str) -> None:
+    """Make *version* of *name* challenger."""
+    MlflowClient().set_registered_model_alias(name, CHALLENGER, version)
+
+
+def roll_back(name: str, reason: str) -> Change:
+    """Make champion of *name* what was champion before, and that previous.
+
+    Raises StepError when nothing was champion before, or its files are not what they were.
+    """
+    with changing(name):
+        before = history(name)
+        completed = settle(name)
+        if completed and before and completed.version == before[-1].replaced:
+            return completed  # this very rollback, which was cut short
+        champion, previous = with_alias(name, CHAMPION), with_alias(name, PREVIOUS)
+        if champion is None or previous is None:
+            missing = CHAMPION if champion is None else PREVIOUS
+            msg = f"{name} has no version with the alias {missing}: nothing can be rolled back"
+            raise StepError(msg)
+        if previous.version == champion.version:
+            msg = f"{CHAMPION} and {PREVIOUS} of {name} are both version {champion.version}: nothing can be rolled back"
+            raise StepError(msg)
+        if damage := damage_of_version(previous):
+            msg = f"version {previous.version} of {name} cannot be {CHAMPION} again: {damage}"
+            raise StepError(msg)
+        return make_champion(name, str(previous.version), reason)
+
+
+def _finish(name: str, version: str, replaced: str | None, reason: str) -> Change:
+    """Make *replaced* the previous champion of *name*, and write down that *version* took its place."""
+    client, run = MlflowClient(), mlflow.active_run()
+    if replaced is not None:
+        client.set_registered_model_alias(name, PREVIOUS, replaced)
+    time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    change = Change(time, version, replaced, getpass.getuser(), run.info.run_id if run else None, reason)
+    client.set_registered_model_tag(name, f"{HISTORY}{time}", json.dumps(asdict(change)))
+    if (found := number_with(name, CHAMPION)) != version:
+        msg = f"version {found} of {name} became {CHAMPION} while version {version} did: see the tags of {name}"
+        raise StepError(msg)
+    return change

@@ -1,0 +1,77 @@
+"""The model card of a version, in Markdown: what it is, where it comes from, what it scored, how to use it, limits."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+LONGEST = 5_000
+"""Characters that a description may have where MLflow's registry is a database."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What evaluate found: a `table` in Markdown, what each of the `gates` said, and how many `examples` it asked."""
+
+    table: str
+    gates: Sequence[str]
+    examples: int
+    task: str
+
+
+def model_card(name: str, tags: Mapping[str, str], scores: Scores, question: str) -> str:
+    """Return the card of the version of *name* that *tags* describe, with *question* as its example.
+
+    At most LONGEST characters: the last rows of the scores make room.
+    """
+    rows = scores.table.strip().split("\n")
+    card = _render(name, tags, scores, rows, question)
+    for kept in range(len(rows) - 1, 1, -1):
+        if len(card) <= LONGEST:
+            break
+        card = _render(name, tags, scores, [*rows[:kept], "", "The other figures are in that report."], question)
+    return card[:LONGEST]
+
+
+def _render(name: str, tags: Mapping[str, str], scores: Scores, rows: Sequence[str], question: str) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # noqa: S701  Markdown, which MLflow's UI sanitises
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    request = example_request(tags, question)
+    body = (
+        {"dataframe_split": {"columns": ["prompt"], "data": [[request["prompt"]]]}} if "prompt" in request else request
+    )
+    return environment.get_template("card.md.jinja").render(
+        name=name,
+        wrapper=tags["wrapper"],
+        tags=tags,
+        weights=_weights(tags),
+        scores=rows,
+        gates=scores.gates,
+        examples=scores.examples,
+        task=scores.task,
+        request=json.dumps(request, ensure_ascii=False),
+        body=shlex.quote(json.dumps(body, ensure_ascii=False)),
+    )
+
+
+def _weights(tags: Mapping[str, str]) -> str:
+    precision = tags.get("onnx.precision")
+    if precision is None:
+        return "built by its publisher"
+    return f"{precision}, block size {tags['onnx.block_size']}" if precision.startswith("int") else precision
+
+
+def example_request(tags: Mapping[str, str], question: str) -> dict[str, object]:
+    """Return an input that the version of *tags* takes."""
+    if tags.get("onnx.interface") == "prompt":
+        return {"prompt": question}
+    return {"messages": [{"role": "user", "content": question}]}

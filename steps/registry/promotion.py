@@ -1,0 +1,123 @@
+"""Is a version at least as good as the champion? Both are asked again, side by side, what evaluate asked.
+
+Two conditions, because one does not do: not fewer right answers than the champion, so that no chain of promotions goes
+down step by step; and the 95 % interval of the difference not below -`register.promote_margin`, so that a handful of
+examples proves nothing.
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+
+from steps.evaluation.asking import Answer
+from steps.evaluation.estimates import Estimate, paired_difference
+from steps.evaluation.metrics import show
+from steps.evaluation.predictions import score
+from steps.evaluation.tasks import Example
+from steps.flow.candidate import Candidate, candidate
+from steps.flow.errors import StepError
+from steps.flow.logged_model import checked_model
+from steps.measurement.candidates import Measurements, ask_in_turns
+from steps.registry.aliases import CHAMPION, changing, make_champion, with_alias
+from steps.registry.versions import run_of
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """Whether a version was made champion, and why; `difference` in right answers where both were asked."""
+
+    promoted: bool
+    reason: str
+    against: str | None = None
+    difference: Estimate | None = None
+
+
+def promote(name: str, version: ModelVersion, evaluate: Run, margin: float) -> Promotion:
+    """Make *version* of *name* champion if it is at least as good as the champion on the examples of *evaluate*.
+
+    The models are asked without holding the lock, so that a rollback never waits for them; when the champion has
+    changed meanwhile, they are asked again. Raises StepError when one of the two cannot be loaded.
+    """
+    while True:
+        champion = with_alias(name, CHAMPION)
+        result = _judge(version, champion, evaluate, margin)
+        with changing(name):
+            now = with_alias(name, CHAMPION)
+            if (now and now.version) == (champion and champion.version):
+                if result.promoted and (champion is None or champion.version != version.version):
+                    make_champion(name, str(version.version), result.reason)
+                return result
+        print(f"the {CHAMPION} of {name} changed meanwhile: asking again", flush=True)
+
+
+def _judge(version: ModelVersion, champion: ModelVersion | None, evaluate: Run, margin: float) -> Promotion:
+    if champion is None:
+        return Promotion(promoted=True, reason="there was no champion")
+    if champion.version == version.version:
+        return Promotion(promoted=True, reason="it is champion already")
+    examples, parameters = examples_of(evaluate), evaluate.data.params
+    max_tokens = int(parameters["evaluate.max_tokens"])
+    answers = _ask((version, champion), examples, max_tokens)
+    new, old = answers
+    if failed := [answer for answer in answers[new] if answer.error is not None]:
+        reason = f"{len(failed)} of {len(examples)} answers ended in an error: {failed[0].error}"
+        return Promotion(promoted=False, reason=reason, against=str(champion.version))
+    predictions = score(examples, answers)
+    right = {each: [prediction.right[each] for prediction in predictions] for each in answers}
+    difference = paired_difference(right[new], right[old], int(parameters["seed"]))
+    figures = f"right on {sum(right[new])} of {len(examples)} examples, champion {old} on {sum(right[old])}"
+    reached, why = decide(difference, margin)
+    return Promotion(reached, f"{figures}: {why}", str(champion.version), difference)
+
+
+def decide(difference: Estimate, margin: float) -> tuple[bool, str]:
+    """Return whether a build with this *difference* in right answers is at least as good, and why.
+
+    *margin*: how much worse the interval may still allow it to be; both are shares, 0.01 is one percentage point.
+    """
+    low, high = show(difference.low, "points"), show(difference.high, "points")
+    shown = f"difference {show(difference.value, 'points')}, 95 % interval {low} to {high}"
+    if difference.value < 0:
+        return False, f"fewer ({shown})"
+    if difference.low < -margin:
+        return False, f"not fewer, but the examples are too few for register.promote_margin={margin:g} ({shown})"
+    return True, f"not fewer ({shown})"
+
+
+def examples_of(evaluate: Run) -> list[Example]:
+    """Return the examples that the run *evaluate* asked, each with the scorer that it used."""
+    lines = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/predictions.jsonl").split("\n")
+    known = [field.name for field in fields(Example)]
+    records = [json.loads(line) for line in lines if line]
+    return [Example(**{key: record[key] for key in known if key in record}) for record in records]
+
+
+def _ask(versions: Sequence[ModelVersion], examples: list[Example], max_tokens: int) -> dict[str, list[Answer]]:
+    """Return the answers of *versions* by what they are called, each loaded in a process of its own, asked in turns."""
+    with ExitStack() as stack:
+        loaded = {}
+        for version in versions:
+            name = f"version {version.version}"
+            _uri, folder = stack.enter_context(checked_model(run_of(version)))
+            loaded[name] = stack.enter_context(candidate(name, folder))
+        for each in loaded.values():
+            _require_loaded(each)
+        found = Measurements()
+        ask_in_turns(found, loaded, examples, max_tokens)
+        return found.answers
+
+
+def _require_loaded(loaded: Candidate) -> None:
+    try:
+        _ = loaded.load_seconds
+    except StepError:
+        raise
+    except Exception as error:
+        fact = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        msg = f"{loaded.name} cannot be loaded here, so nothing is promoted ({fact}): promote where it can be loaded"
+        raise StepError(msg) from error

@@ -1,0 +1,136 @@
+"""Versions of a registered model: each content once; tags say where it comes from. And what is refused."""
+
+import json
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from steps.flow.artifacts import missing_artifact
+from steps.flow.errors import StepError
+from steps.flow.files import hash_text
+from steps.flow.fingerprint import DIGEST
+from steps.flow.logged_model import CONTENT, checked_model
+from steps.flow.manifest import MANIFEST, Manifest
+from steps.flow.schema import BUILD
+from steps.flow.tracking import outputs
+
+GATES = "gates.json"
+
+
+def passed_gates(evaluate: Run) -> str:
+    """Return the text of gates.json of the run *evaluate*.
+
+    Raises StepError unless its verdict is `passed`, and it and all other artifacts are what evaluate wrote.
+    """
+    run_id = evaluate.info.run_id
+    if damage := missing_artifact(evaluate):
+        msg = f"evaluate run {run_id} is not what it was when it finished: {damage}: run evaluate again"
+        raise StepError(msg)
+    text: str = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/{GATES}")
+    # The list of artifacts lies beside them; the tag is in the database.
+    if hash_text(text) != evaluate.data.tags.get(DIGEST):
+        msg = f"{GATES} of evaluate run {run_id} has changed since it was written: run evaluate again"
+        raise StepError(msg)
+    verdict = json.loads(text)["verdict"]
+    if verdict != "passed":
+        msg = f"evaluate run {run_id} has the verdict {verdict}, not passed: nothing is registered"
+        raise StepError(msg)
+    return text
+
+
+def version_tags(candidate: str, built: Run, evaluate: Run, gates: str) -> dict[str, str]:
+    """Return where a version comes from: what was wrapped, how, by which code, and what judged it."""
+    fetch = MlflowClient().get_run(built.data.tags["fetch_run_id"])
+    manifest = _manifest(fetch)
+    tags = {
+        "wrapper": candidate,
+        CONTENT: built.data.tags[CONTENT],
+        "model.location": manifest.location,
+        "model.revision": manifest.revision,
+        "model.licence": manifest.licence or "not stated",
+        "manifest.sha256": hash_text(manifest.to_json()),
+        "gates.sha256": hash_text(gates),
+        "evaluate.run_id": evaluate.info.run_id,
+        "fetch.run_id": fetch.info.run_id,
+        "build.run_id": built.info.run_id,
+        **{name: built.data.tags[name] for name in ("code.commit", "code.dirty", "lock.sha256")},
+    }
+    return tags | _onnx_tags(built) if candidate == BUILD else tags
+
+
+def _onnx_tags(built: Run) -> dict[str, str]:
+    """Return how the ONNX weights were made, or where they were fetched from: then nobody here chose the precision."""
+    options = {
+        key.removeprefix("build_onnx_wrapper."): value
+        for key, value in built.data.params.items()
+        if key.startswith("build_onnx_wrapper.")
+    }
+    named = ["execution_provider", "interface"]
+    if options.get("repo_id"):
+        ready = _manifest(built)
+        origin = {"onnx.location": ready.location, "onnx.revision": ready.revision, "onnx.folder": options["folder"]}
+    else:
+        origin, named = {}, ["precision", "block_size", "accuracy_level", *named]
+    return origin | {f"onnx.{name}": options.get(name, "") for name in named}
+
+
+def _manifest(run: Run) -> Manifest:
+    return Manifest.from_json(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{MANIFEST}"))
+
+
+def refuse_new_signature(name: str, champion: ModelVersion | None, folder: Path) -> None:
+    """Raise StepError when the model in *folder* has another signature than the *champion*, whose users would break."""
+    if champion is None:
+        return
+    current = mlflow.models.get_model_info(f"models:/{name}/{champion.version}").signature
+    if current != Model.load(str(folder)).signature:
+        fact = f"the signature is not that of the champion, {name} version {champion.version}"
+        msg = f"{fact}: register it under another name, with -P register.name=..."
+        raise StepError(msg)
+
+
+def version_of(name: str, built: Run, tags: dict[str, str], card: str) -> ModelVersion:
+    """Return the version of *name* with the content that *built* logged: the one that is there, or a new one.
+
+    A version whose files are no longer what they were does not count. A new one is there with *tags* and *card*, or
+    not at all. Raises StepError for a name that stands for prompts.
+    """
+    client = MlflowClient()
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # Not by a filter over tags, which Unity Catalog lacks.
+    for found in sorted(client.search_model_versions(f"name='{name}'"), key=lambda version: int(version.version)):
+        version = client.get_model_version(name, str(found.version))
+        same = version.tags.get(CONTENT) == tags[CONTENT]
+        if same and (version.run_id == built.info.run_id or damage_of_version(version) is None):
+            return version
+    uri = outputs(built)["model_uri"]
+    model_id = uri.removeprefix("models:/")
+    return client.create_model_version(name, uri, built.info.run_id, tags, description=card, model_id=model_id)
+
+
+def run_of(version: ModelVersion) -> Run:
+    """Return the build step's run that logged the model of *version*. Raises StepError when there is none."""
+    if not version.run_id:
+        msg = (
+            f"version {version.version} of {version.name} was not registered by this project: nothing says what it held"
+        )
+        raise StepError(msg)
+    return MlflowClient().get_run(version.run_id)
+
+
+def damage_of_version(version: ModelVersion) -> str | None:
+    """Return why *version* cannot be used, or None when it is READY and every file is as it was logged."""
+    try:
+        with checked_model(run_of(version)):
+            return None if version.status == "READY" else f"it is {version.status}, not READY"
+    except (StepError, MlflowException, OSError) as error:
+        return str(error)

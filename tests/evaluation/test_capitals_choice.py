@@ -1,0 +1,64 @@
+"""Multiple choice on the embedded model: the weights themselves, and both logged models as the step asks them."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from models.tiny_phi3.choices import write_choices
+from steps.evaluation.asking import Asked
+from steps.evaluation.choices import likeliest, log_likelihoods
+from steps.evaluation.predictions import score
+from steps.evaluation.tasks import Example
+from steps.flow.candidate import candidate
+from steps.flow.command_line import compose_config
+from steps.flow.logits import TorchModel
+from steps.flow.task import read_examples
+from steps.measurement.inside import ask_some
+from tests.conftest import ROOT
+
+TINY = ROOT / "models" / "tiny_phi3"
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[Example]:
+    return read_examples(compose_config(["evaluate=capitals_choice", "evaluate.limit=30"]).evaluate)
+
+
+def test_the_task_is_what_its_script_writes(tmp_path: Path) -> None:
+    write_choices(tmp_path / "task.jsonl")
+
+    assert (tmp_path / "task.jsonl").read_bytes() == (ROOT / "data" / "capitals_choice.jsonl").read_bytes()
+
+
+def test_each_place_among_the_choices_is_right_about_equally_often(examples: list[Example]) -> None:
+    places = [example.choices.index(example.reference) for example in examples]
+
+    assert {place: places.count(place) >= 3 for place in range(4)} == dict.fromkeys(range(4), True)
+
+
+def test_the_embedded_weights_find_the_right_answer_likeliest(examples: list[Example]) -> None:
+    model = TorchModel(AutoModelForCausalLM.from_pretrained(TINY), TINY)
+
+    for example in examples[:10]:
+        found = log_likelihoods(model, example)
+        assert likeliest(found, "choice") == likeliest(found, "choice_norm") == example.reference
+        assert found[example.reference] > -1 > max(value for text, value in found.items() if text != example.reference)
+
+
+@pytest.mark.slow
+def test_both_logged_models_choose_by_their_own_logits(examples: list[Example], logged_models: dict[str, Path]) -> None:
+    asked: dict[str, Asked] = {}
+    for name, folder in logged_models.items():
+        with candidate(name, folder) as loaded:
+            asked[name] = loaded.run(ask_some, folder, examples, 32, warmup=1)
+
+    predictions = score(examples, {name: each.answers for name, each in asked.items()})
+
+    assert all(prediction.right == {"pipeline": True, "onnx": True} for prediction in predictions)
+    for prediction in predictions:
+        torch, int4 = (prediction.answers[name].likelihoods for name in ("pipeline", "onnx"))
+        assert torch
+        assert int4
+        assert torch.keys() == int4.keys() == set(prediction.example.choices)
+        assert torch != int4  # four bits are not the same weights
