@@ -23,12 +23,13 @@ import mlflow
 import psutil
 from mlflow import MlflowClient
 
-from benchmarks.full_size_checkpoint import VOCABULARY, Size, make_checkpoint
+from benchmarks.random_phi3 import VOCABULARY, Size, add_size_options, chosen_size, make_checkpoint
 from steps.flow.command_line import compose_config
 from steps.flow.logged_model import logged_folder
 from steps.flow.schema import STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
+PHI3_MINI = Size(layers=32, hidden=3072, intermediate=8192, heads=32)
 EVERY = 0.2
 """Seconds between two looks at the processes."""
 
@@ -231,13 +232,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="an empty or new folder on a disk with room")
     parser.add_argument("--clean", action="store_true", help="remove the folder in the end")
-    parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--hidden", type=int, default=3072)
-    parser.add_argument("--intermediate", type=int, default=8192)
-    parser.add_argument("--heads", type=int, default=32)
+    add_size_options(parser, PHI3_MINI)
     parser.add_argument("parameters", nargs="*", metavar="KEY=VALUE", help="for the flow, as with -P")
     arguments = parser.parse_args()
-    size = Size(arguments.layers, arguments.hidden, arguments.intermediate, arguments.heads)
+    size = chosen_size(arguments)
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     if any(work.iterdir()):

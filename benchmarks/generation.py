@@ -22,9 +22,10 @@ from typing import Any
 import psutil
 
 from benchmarks import contenders
+from benchmarks.builds import make_gguf, make_onnx
 from benchmarks.contenders import BareLoop, Contender, timed
 from benchmarks.document_wrapper import DocumentWrapper
-from benchmarks.random_phi3 import Size, make_checkpoint, make_gguf, make_onnx
+from benchmarks.random_phi3 import Size, add_size_options, chosen_size, make_checkpoint
 from benchmarks.report import Goal, in_turns, ratio, tell
 from steps.flow.schema import ROOT
 from steps.wrappers import onnx_chat
@@ -216,20 +217,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each figure is taken (default: 5)")
     parser.add_argument("--prompt", type=int, default=200, help="tokens of a prompt (default: 200)")
     parser.add_argument("--answer", type=int, default=64, help="tokens of an answer (default: 64)")
-    parser.add_argument("--hidden", type=int, default=1024, help="1024 makes 330 M parameters; less for a trial")
-    parser.add_argument("--layers", type=int, default=16, help="16 makes 330 M parameters; less for a trial")
+    add_size_options(parser, Size())
     parser.add_argument("--json", type=Path, help="a file for the figures")
     parts: dict[str, Callable[[Any], tuple[Medians, list[Goal]]]] = {
-        "speed": lambda a: speed(a.work, size(a), a.rounds, a.prompt, a.answer),
-        "prefix": lambda a: prefix(a.work, size(a), a.rounds, 4 * a.prompt),
+        "speed": lambda a: speed(a.work, chosen_size(a), a.rounds, a.prompt, a.answer),
+        "prefix": lambda a: prefix(a.work, chosen_size(a), a.rounds, 4 * a.prompt),
         "calls": lambda a: calls(a.work, a.rounds),
-        "blocks": lambda a: blocks(a.work, size(a), a.rounds, a.prompt, a.answer),
+        "blocks": lambda a: blocks(a.work, chosen_size(a), a.rounds, a.prompt, a.answer),
     }
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="which parts (default: all)")
     arguments = parser.parse_args()
-
-    def size(a: argparse.Namespace) -> Size:
-        return Size(hidden=a.hidden, intermediate=4 * a.hidden, layers=a.layers)
 
     medians: Medians = {}
     goals: list[Goal] = []

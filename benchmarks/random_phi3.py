@@ -1,151 +1,135 @@
-"""A Phi-3 of random weights, about 330 M parameters, as a checkpoint, as ONNX and as llama.cpp's GGUF.
+"""A checkpoint of random weights in a Phi-3's dimensions, written file by file, so that it needs little memory.
 
 Its tokenizer knows every character alone, so that a text's length says how many tokens it has.
 """
 
-import ctypes
-import functools
+import argparse
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import Phi3Config, PreTrainedTokenizerFast
 
-from steps.build_onnx_wrapper import build_onnx
-from steps.flow.command_line import compose_config
+VOCABULARY, CONTEXT, WINDOW = 32_064, 4096, 2047
+"""Phi-3-mini's."""
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}<|assistant|>\n"
 CONTROL = ("<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
+LAYERS_IN_A_FILE = 2
 
 
 @dataclass(frozen=True)
 class Size:
-    """What the time of a token depends on."""
+    """The dimensions of a Phi-3, with as many key heads as query heads; by default one of 330 M parameters."""
 
+    layers: int = 16
     hidden: int = 1024
     intermediate: int = 4096
-    layers: int = 16
-    vocabulary: int = 32_064
-    context: int = 4096
+    heads: int = 16
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        return sum(rows * columns for shapes in self.shards() for rows, columns in shapes.values())
+
+    def shards(self) -> Iterator[dict[str, tuple[int, int]]]:
+        """Yield, for each file, the names and shapes of its weights; a norm has one row."""
+        for first in range(0, self.layers, LAYERS_IN_A_FILE):
+            shapes: dict[str, tuple[int, int]] = {}
+            for layer in range(first, min(first + LAYERS_IN_A_FILE, self.layers)):
+                name = f"model.layers.{layer}"
+                shapes |= {
+                    f"{name}.input_layernorm.weight": (1, self.hidden),
+                    f"{name}.post_attention_layernorm.weight": (1, self.hidden),
+                    f"{name}.self_attn.qkv_proj.weight": (3 * self.hidden, self.hidden),
+                    f"{name}.self_attn.o_proj.weight": (self.hidden, self.hidden),
+                    f"{name}.mlp.gate_up_proj.weight": (2 * self.intermediate, self.hidden),
+                    f"{name}.mlp.down_proj.weight": (self.hidden, self.intermediate),
+                }
+            yield shapes
+        yield {
+            "model.embed_tokens.weight": (VOCABULARY, self.hidden),
+            "model.norm.weight": (1, self.hidden),
+            "lm_head.weight": (VOCABULARY, self.hidden),
+        }
+
+
+def add_size_options(parser: argparse.ArgumentParser, default: Size) -> None:
+    """Let *parser* read the dimensions of a Size; a trial takes smaller ones."""
+    for each in fields(Size):
+        value = getattr(default, each.name)
+        parser.add_argument(f"--{each.name}", type=int, default=value, help=f"of the model (default: {value})")
+
+
+def chosen_size(options: argparse.Namespace) -> Size:
+    """Return the Size that *options* of such a parser say."""
+    return Size(options.layers, options.hidden, options.intermediate, options.heads)
 
 
 def make_checkpoint(folder: Path, size: Size) -> Path:
-    """Return *folder* with the checkpoint in bf16, made unless it is there."""
-    import torch
-    import transformers
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    if (folder / "model.safetensors").exists():
+    """Return *folder* with a checkpoint of *size* in bf16, a tokenizer and a chat template, made unless it is there."""
+    if (folder / "config.json").exists():
         return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_weights(folder, size)
+    tokenizer = _tokenizer()
+    tokenizer.save_pretrained(folder)
+    ids = tokenizer.get_vocab()
+    end_of_text, end = ids["<|endoftext|>"], ids["<|end|>"]
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nRandom weights in a Phi-3's dimensions.\n")
+    # Last: with it the folder is complete.
+    Phi3Config(
+        architectures=["Phi3ForCausalLM"],
+        dtype="bfloat16",
+        vocab_size=VOCABULARY,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=CONTEXT,
+        original_max_position_embeddings=CONTEXT,
+        sliding_window=WINDOW,
+        bos_token_id=end_of_text,
+        eos_token_id=end,
+        pad_token_id=end_of_text,
+    ).save_pretrained(folder)
+    return folder
+
+
+def _write_weights(folder: Path, size: Size) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(0)
+    shards = list(size.shards())
+    index: dict[str, str] = {}
+    for number, shapes in enumerate(shards, start=1):
+        weights = {}
+        for name, (rows, columns) in shapes.items():
+            if rows == 1:
+                weights[name] = torch.ones(columns, dtype=torch.bfloat16)
+            else:
+                weights[name] = torch.empty(rows, columns, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file(weights, folder / file, {"format": "pt"})
+        index |= dict.fromkeys(weights, file)
+    total = {"metadata": {"total_size": 2 * size.parameters}, "weight_map": index}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(total, indent=2))
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
     words = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words += [f"word{number}" for number in range(size.vocabulary - 64 - len(words))]
+    words += [f"word{number}" for number in range(VOCABULARY - 64 - len(words))]
     tokenizer = Tokenizer(models.BPE(vocab={word: at for at, word in enumerate(words)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text) for text in CONTROL])
-    library: Any = transformers  # its classes are only half typed
-    library.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE
-    ).save_pretrained(folder)
-    ids = {text: tokenizer.token_to_id(text) for text in CONTROL}
-    config = library.Phi3Config(
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden,
-        intermediate_size=size.intermediate,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.hidden // 64,
-        num_key_value_heads=size.hidden // 64,
-        max_position_embeddings=size.context,
-        original_max_position_embeddings=size.context,
-        sliding_window=size.context // 2 - 1,
-        bos_token_id=ids["<|endoftext|>"],
-        eos_token_id=ids["<|end|>"],
-        pad_token_id=ids["<|endoftext|>"],
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|endoftext|>",
+        chat_template=TEMPLATE,
     )
-    torch.manual_seed(0)
-    library.Phi3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    return folder
-
-
-def make_onnx(checkpoint: Path, work: Path, *overrides: str) -> Path:
-    """Return the folder below *work* with what build_onnx_wrapper makes of *checkpoint*, made unless it is there.
-
-    *overrides* are the flow's; without any it is what a user gets.
-    """
-    options = compose_config(list(overrides)).build_onnx_wrapper
-    kind = f"{options.precision.value}-{options.block_size}-{options.accuracy_level}"
-    folder = work / f"{checkpoint.name}-{kind}"
-    if not (folder / "model.onnx").exists():
-        work.mkdir(parents=True, exist_ok=True)
-        build_onnx(checkpoint, folder, options, work / f"{folder.name}.log")
-    return folder
-
-
-def make_gguf(checkpoint: Path, path: Path) -> Path:
-    """Return *path*, llama.cpp's own Q4_0 of *checkpoint*, made unless it is there. Needs gguf and llama-cpp-python."""
-    import gguf
-    import llama_cpp
-    from safetensors.torch import load_file
-
-    if path.exists():
-        return path
-    config = json.loads((checkpoint / "config.json").read_text())
-    full = path.with_suffix(".f16.gguf")
-    writer = gguf.GGUFWriter(full, "phi3")
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
-    writer.add_sliding_window(config["sliding_window"])
-    writer.add_tokenizer_model("llama")
-    vocabulary = config["vocab_size"]
-    writer.add_token_list([f"t{number}".encode() for number in range(vocabulary)])
-    writer.add_token_scores([0.0] * vocabulary)
-    writer.add_token_types([gguf.TokenType.NORMAL] * vocabulary)
-    for name, tensor in load_file(checkpoint / "model.safetensors").items():
-        array = tensor.float().numpy()
-        writer.add_tensor(_gguf_name(name), array if array.ndim == 1 else array.astype(np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    parameters: Any = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
-    llama_cpp.llama_log_set(_silent(), ctypes.c_void_p(0))
-    failed = llama_cpp.llama_model_quantize(str(full).encode(), str(path).encode(), parameters)
-    full.unlink()
-    if failed:
-        msg = f"llama.cpp could not quantise {full}: code {failed}"
-        raise RuntimeError(msg)
-    return path
-
-
-@functools.cache  # llama.cpp calls it as long as it runs, so it must not be collected
-def _silent() -> Any:  # noqa: ANN401  # a ctypes function
-    import llama_cpp
-
-    return llama_cpp.llama_log_callback(lambda _level, _text, _data: None)
-
-
-def _gguf_name(name: str) -> str:
-    names = {
-        "model.embed_tokens": "token_embd",
-        "model.norm": "output_norm",
-        "lm_head": "output",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.qkv_proj": "attn_qkv",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }
-    name = name.removesuffix(".weight")
-    if not name.startswith("model.layers."):
-        return f"{names[name]}.weight"
-    _model, _layers, number, part = name.split(".", 3)
-    return f"blk.{number}.{names[part]}.weight"

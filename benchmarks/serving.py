@@ -28,10 +28,11 @@ from typing import Any
 import mlflow
 
 from benchmarks import contenders
+from benchmarks.builds import make_onnx
 from benchmarks.contenders import BareLoop, Contender, OgEngine, ask
 from benchmarks.document_wrapper import DocumentWrapper
 from benchmarks.generation import WORK, Medians, words
-from benchmarks.random_phi3 import Size, make_checkpoint, make_onnx
+from benchmarks.random_phi3 import Size, add_size_options, chosen_size, make_checkpoint
 from benchmarks.report import Goal, in_turns, ratio, tell
 from steps.flow.schema import ROOT
 from steps.wrappers import onnx_chat, onnx_engine
@@ -162,12 +163,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK, help="where models are made and kept")
     parser.add_argument("--rounds", type=int, default=3, help="how often each figure is taken (default: 3)")
     parser.add_argument("--requests", type=int, default=4, help="of each client in a round (default: 4)")
-    parser.add_argument("--hidden", type=int, default=1024, help="1024 makes 330 M parameters; less for a trial")
-    parser.add_argument("--layers", type=int, default=16, help="16 makes 330 M parameters; less for a trial")
+    add_size_options(parser, Size())
     parser.add_argument("--json", type=Path, help="a file for the figures")
     options = parser.parse_args()
-    size = Size(hidden=options.hidden, intermediate=4 * options.hidden, layers=options.layers)
-    onnx = make_onnx(make_checkpoint(options.work / "checkpoint", size), options.work)
+    onnx = make_onnx(make_checkpoint(options.work / "checkpoint", chosen_size(options)), options.work)
     threads = onnx_chat.usable_cpus()
     servers = [
         Server("wrapper", Path(onnx_chat.__file__), chat_body, {}),

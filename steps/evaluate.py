@@ -98,9 +98,6 @@ def log_data(examples: Sequence[Example], predictions: Sequence[Prediction], opt
 
 def main(config: Config, _overrides: list[str]) -> None:
     """Measure the models of `pipeline_run_id` and `onnx_run_id` against each other, and judge them."""
-    # Here: the candidates' processes import this module too, and their memory is measured; they need no matplotlib.
-    from steps.measurement.results import write_results
-
     gates = configured_gates(config)
     examples = read_examples(config.evaluate)
     with step_run("evaluate", config) as step, ExitStack() as stack:
@@ -111,6 +108,9 @@ def main(config: Config, _overrides: list[str]) -> None:
             models[name] = uri, fetched(uri, work / name)
         # They load side by side, while this process reads the rest.
         loading = {name: stack.enter_context(candidate(name, folder)) for name, (_uri, folder) in models.items()}
+        # Here: the candidates' processes import this module too, and their memory is measured; they need no matplotlib.
+        from steps.measurement.results import write_results
+
         check_harness(config.evaluate.harness)
         found = measure_candidates(loading, REFERENCE, examples, config.evaluate, config.seed)
         harness = measure_harness(loading, config.evaluate.harness, config.seed)

@@ -7,11 +7,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import mlflow
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Put the environment back after each test: MLflow, and a step that ends, write into it for their children."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +50,15 @@ def run(*command: str, cwd: Path = ROOT, **environment: str) -> "subprocess.Comp
     env = os.environ | {"PATH": path, "PYTHONPATH": ""} | environment
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # as on a user's machine
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def committed(folder: Path) -> Path:
+    """Return *folder*, made a repository whose one commit, on branch main, is the working tree of the project."""
+    for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], [*identity, "commit", "-qm", "the project"]):
+        assert run("git", *arguments, cwd=folder).returncode == 0
+    return folder

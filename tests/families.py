@@ -84,13 +84,14 @@ def byte_level(control: Iterable[str], *, nfc: bool) -> Tokenizer:
     return tokenizer
 
 
-def sentencepiece_like(control: Iterable[str], *, rstrip: bool) -> Tokenizer:
-    """Return a tokenizer that writes a space as "▁", and falls back to bytes; *rstrip*: put "▁" before every text.
+def sentencepiece_like(control: Iterable[str], *, every_text: bool, rstrip: bool) -> Tokenizer:
+    """Return a tokenizer that writes a space as "▁", and falls back to bytes.
 
-    Otherwise before the first word alone. Control tokens swallow white space that follows them where *rstrip*.
+    It puts "▁" before *every_text* between control tokens, otherwise before the first word alone. Control tokens
+    swallow white space that follows them where *rstrip*.
     """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    if rstrip:
+    if every_text:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
@@ -136,7 +137,7 @@ def _llama_tokenizer() -> Tokenizer:
 
 
 def _mistral_tokenizer() -> Tokenizer:
-    tokenizer = sentencepiece_like(("[INST]", "[/INST]"), rstrip=False)
+    tokenizer = sentencepiece_like(("[INST]", "[/INST]"), every_text=False, rstrip=False)
     bos = ("<s>", tokenizer.token_to_id("<s>"))
     tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
     return tokenizer
@@ -162,7 +163,7 @@ FAMILIES = {
     ),
     "phi3_gqa": Family(
         "Phi3",
-        lambda: sentencepiece_like(("<|endoftext|>", "<|end|>", *ROLES), rstrip=True),
+        lambda: sentencepiece_like(("<|endoftext|>", "<|end|>", *ROLES), every_text=True, rstrip=True),
         "<s>",
         ("<|end|>", "<|endoftext|>"),
         PHI3,

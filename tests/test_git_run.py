@@ -1,7 +1,6 @@
 """`mlflow run <git URL>` from a real git server: by branch, tag and commit, with a relative store, from elsewhere."""
 
 import json
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, committed, run
 from tests.servers import free_port, process
 
 pytestmark = pytest.mark.slow
@@ -19,16 +18,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a bare repository with the project as it is in the working tree, on branch main, tagged v1."""
-    work = tmp_path_factory.mktemp("work") / "project"
-    for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines():
-        if (ROOT / name).is_file():
-            (work / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, work / name)
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    run("git", "init", "-q", "-b", "main", cwd=work)
-    run("git", "add", "-A", cwd=work)
-    run("git", *identity, "commit", "-qm", "the project", cwd=work)
-    run("git", *identity, "tag", "v1", cwd=work)
+    work = committed(tmp_path_factory.mktemp("work"))
+    assert run("git", "tag", "v1", cwd=work).returncode == 0
     bare = tmp_path_factory.mktemp("server") / "project.git"
     run("git", "clone", "-q", "--bare", str(work), str(bare))
     return bare

@@ -1,6 +1,5 @@
 """A sweep on a real Ray cluster of two nodes, with a tracking server that both reach; one node dies in the middle."""
 
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.conftest import ROOT, run
+from tests.conftest import committed, run
 from tests.marked_processes import Started
 from tests.servers import free_port, process, wait_for
 
@@ -25,15 +24,7 @@ RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a git repository with the project as it is in the working tree, all of it committed."""
-    folder = tmp_path_factory.mktemp("ray") / "project"
-    for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for arguments in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "the project"]):
-        assert run("git", *arguments, cwd=folder).returncode == 0
-    return folder
+    return committed(tmp_path_factory.mktemp("project"))
 
 
 @contextmanager

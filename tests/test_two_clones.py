@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.conftest import ROOT, run
+from tests.conftest import committed, run
 
 pytestmark = pytest.mark.slow
 
@@ -38,19 +37,6 @@ def flows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, R
         {one.data.tags["step"]: one for one in MlflowClient(f"sqlite:///{folder}/store.db").search_runs(["0"])}
         for folder in folders
     ]
-
-
-def committed(folder: Path) -> Path:
-    """Return *folder*, made a repository whose one commit is the working tree."""
-    for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    run("git", "init", "-q", cwd=folder)
-    run("git", "add", "-A", cwd=folder)
-    run("git", *identity, "commit", "-qm", "the project", cwd=folder)
-    return folder
 
 
 def test_both_are_the_same_commit_and_clean(flows: list[dict[str, Run]]) -> None:

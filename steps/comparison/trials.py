@@ -11,9 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from steps.evaluation.canvas import MUTED
+from steps.evaluation.canvas import MUTED, inline_svg
 from steps.evaluation.metrics import MEANINGS, Meaning, show
-from steps.evaluation.plots import inline_svg
 
 ON_FRONT, BEATEN = "#2a9d6f", "#8a97a6"
 

@@ -149,7 +149,6 @@ def _bootstrap(
 ) -> Estimate | None:
     """Return the interval of *then*(mean of *values*) over drawn texts, or None for one text or what is not finite."""
     _, which = np.unique(text, return_inverse=True)
-    _, which = np.unique(text, return_inverse=True)
     totals: Array = np.bincount(which, values.astype(np.float64)).astype(np.float64)
     sizes: Array = np.bincount(which).astype(np.float64)
     if len(sizes) < 2 or not np.isfinite(totals).all():

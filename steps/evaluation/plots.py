@@ -18,6 +18,7 @@ from steps.evaluation.canvas import (
     INK,
     MARKERS,
     MUTED,
+    PERCENT,
     SECONDS,
     WIDTH,
     add_legend,
@@ -26,9 +27,6 @@ from steps.evaluation.canvas import (
     short,
     style,
 )
-from steps.evaluation.canvas import PERCENT as PERCENT
-from steps.evaluation.canvas import inline_svg as inline_svg
-from steps.evaluation.canvas import save as save
 from steps.evaluation.fidelity import TokenFidelity
 from steps.evaluation.latency import Timing
 from steps.evaluation.metrics import estimate, show

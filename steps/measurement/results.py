@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from steps.evaluation import plots
+from steps.evaluation.canvas import save
 from steps.evaluation.gates import Verdict, write_gates
+from steps.evaluation.plots import draw
 from steps.evaluation.predictions import Prediction, write_predictions
 from steps.evaluation.report import metric_rows, write_report
 from steps.flow.schema import CANDIDATES, REFERENCE, Config
@@ -32,13 +33,13 @@ def write_results(
     provenance: dict[str, str],
 ) -> None:
     """Write predictions, gates, plots, report and summary to *folder*."""
-    figures = plots.draw(predictions, metrics, found.fidelity, found.timings)
+    figures = draw(predictions, metrics, found.fidelity, found.timings)
     candidates = list(found.answers)
     fidelity, cost = config.evaluate.fidelity, config.evaluate.cost
     write_predictions(folder / "predictions.jsonl", predictions)
     write_gates(folder / "gates.json", verdicts)
     (folder / "plots").mkdir()
-    plots.save(figures, folder / "plots")
+    save(figures, folder / "plots")
     write_report(
         folder / "report.html",
         title=f"{config.model.name}: {' and '.join(candidates[1:])} measured against {REFERENCE}",

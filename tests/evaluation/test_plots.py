@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from steps.evaluation.asking import Answer
+from steps.evaluation.canvas import INK, inline_svg, save
 from steps.evaluation.fidelity import TokenFidelity
 from steps.evaluation.latency import Timing
 from steps.evaluation.metrics import measure
-from steps.evaluation.plots import INK, draw, inline_svg, save
+from steps.evaluation.plots import draw
 from steps.evaluation.predictions import Prediction, score
 from steps.evaluation.tasks import Example
 

@@ -13,6 +13,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from steps.wrappers.onnx_chat import chat_signature, prompt_signature
+from tests.families import CORPUS, sentencepiece_like
 
 WRAPPERS = Path(__file__).resolve().parents[2] / "steps/wrappers"
 CONTROL_TOKENS = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
@@ -24,24 +25,16 @@ TEMPLATE = """{% for message in messages %}{% if message['role'] == 'system' %}{
 ' + message['content'] + '<|end|>
 '}}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>
 ' }}{% else %}{{ eos_token }}{% endif %}"""
-CORPUS = [
-    "What is the capital of Spain? The capital of Spain is Madrid.",
-    'hello world, the quick brown fox jumps over the lazy dog {"name": "Ana", "age": 3}',
-]
 
 
 def llama_tokenizer() -> Tokenizer:
     """A space before every text, and bytes for what the vocabulary lacks: Llama 2, Phi-3."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    return _trained_with_bytes(tokenizer)
+    return sentencepiece_like(CONTROL_TOKENS, every_text=True, rstrip=True)
 
 
 def metaspace_tokenizer() -> Tokenizer:
     """A space before the first word only, put there by the pre-tokenizer: Llama 2 and Mistral, newer files."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    return _trained_with_bytes(tokenizer)
+    return sentencepiece_like(CONTROL_TOKENS, every_text=False, rstrip=True)
 
 
 def byte_level_tokenizer() -> Tokenizer:
@@ -58,22 +51,6 @@ def byte_level_tokenizer() -> Tokenizer:
     )
     tokenizer.train_from_iterator(CORPUS * 20, trainer)
     tokenizer.add_special_tokens([AddedToken(text, normalized=True) for text in ("<s>", *CONTROL_TOKENS)])
-    return tokenizer
-
-
-def _trained_with_bytes(tokenizer: Tokenizer) -> Tokenizer:
-    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=["<unk>", "<s>", "</s>", *byte_tokens], show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS * 20, trainer)
-    spec = json.loads(tokenizer.to_str())
-    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] not in byte_tokens]
-    tokenizer = Tokenizer.from_str(json.dumps(spec))
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.add_special_tokens([AddedToken(text, rstrip=True, normalized=False) for text in CONTROL_TOKENS])
     return tokenizer
 
 
