@@ -23,9 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from steps.flow.advice import advise
+from steps.flow.checks import to_config
 from steps.flow.errors import ConfigError, StepError
 from steps.flow.processes import end_on_signals, watch_launcher
-from steps.flow.schema import ROOT, Config, holds_text, to_config
+from steps.flow.schema import ROOT, Config, holds_text
 from steps.flow.secrets import refuse_secrets
 from steps.flow.tracking import settle_store
 

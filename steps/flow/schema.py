@@ -1,7 +1,5 @@
 """The types of the configuration. Its values stand in conf/, each once."""
 
-import importlib.util
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, is_dataclass
 from enum import Enum
@@ -9,9 +7,6 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
-from omegaconf import MISSING, DictConfig, OmegaConf
-
-from steps.flow.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 """The project's folder: the clone that MLflow made, or the user's own."""
@@ -48,9 +43,6 @@ READS = {
 
 CANDIDATES = {"pipeline": "pipeline_run_id", "onnx": "onnx_run_id"}
 """The models that are measured against each other, and the keys that name the runs which built them."""
-
-RESERVED_NAMES = r"(?i)champion|challenger|previous|latest|v?\d+|m-[0-9a-f]{32}|\.+"
-"""What no registered model may be called: aliases, versions, ids of logged models, folders above."""
 
 REFERENCE, BUILD = "pipeline", "onnx"
 """The candidate that the others are compared with, and the one that is put to the test."""
@@ -244,33 +236,12 @@ class Config:
     evaluate_run_id: str | None
 
 
-def to_config(composed: DictConfig) -> Config:
-    """Return *composed* as a checked Config. Raises ConfigError, naming key and value."""
-    # Unresolved: an interpolation of a missing value would hide which key it is.
-    missing = sorted(_missing_keys(OmegaConf.to_container(composed, resolve=False)))
-    if missing:
-        msg = f"no value for {', '.join(missing)}: give it with -P {missing[0]}=..."
-        raise ConfigError(msg)
-    config = OmegaConf.to_object(composed)
-    assert isinstance(config, Config)
-    check(config)
-    return config
-
-
 def holds_text(key: str) -> bool:
     """Return whether the dotted *key* is declared as a string."""
     kind: object = Config
     for part in key.split("."):
         kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
     return kind in (str, str | None)
-
-
-def _missing_keys(node: object, prefix: str = "") -> Iterator[str]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _missing_keys(value, f"{prefix}.{key}" if prefix else str(key))
-    elif node == MISSING:
-        yield prefix
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -300,114 +271,3 @@ def to_yaml(config: Config) -> str:
 def project_path(path: str | Path) -> Path:
     """Return *path* as an absolute path; a relative one is relative to the project."""
     return ROOT / Path(path).expanduser()
-
-
-def check(config: Config) -> None:
-    """Raise ConfigError for the first value that is of the right type and still cannot be used."""
-    model, onnx = config.model, config.build_onnx_wrapper
-    unknown = [step for step in config.steps if step not in STEPS]
-    _require(bool(config.steps) and not unknown, "steps", config.steps, f"some of {', '.join(STEPS)}")
-    if model.source is Source.local:
-        _require(model.path is not None, "model.path", model.path, "the folder of a checkpoint")
-        folder = project_path(str(model.path))
-        _require(
-            (folder / "config.json").is_file(),
-            "model.path",
-            model.path,
-            f"a folder with a config.json ({folder})",
-        )
-    else:
-        _require(
-            bool(model.repo_id and model.revision),
-            "model.repo_id",
-            model.repo_id,
-            "a repository and a revision",
-        )
-    _require(bool(config.question.strip()), "question", repr(config.question), "a question to ask each wrapper")
-    task = project_path(config.evaluate.task)
-    _require(
-        task.is_file(),
-        "evaluate.task",
-        config.evaluate.task,
-        f"an existing file, absolute or relative to the project ({task})",
-    )
-    text = config.evaluate.fidelity.text
-    _require(text is None or project_path(text).is_file(), "evaluate.fidelity.text", text, "an existing text file")
-    for name, uri in config.evaluate.candidates.items():
-        key = f"evaluate.candidates.{name}"
-        _require(
-            re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None and name not in CANDIDATES,
-            key,
-            uri,
-            f"a name of A-Z a-z 0-9 _ -, other than {' and '.join(CANDIDATES)}",
-        )
-        _require(bool(uri.strip()), key, repr(uri), "the URI of a model, such as models:/name/1")
-    _check_harness(config.evaluate.harness)
-    _require(
-        onnx.block_size in (16, 32, 64, 128, 256),
-        "build_onnx_wrapper.block_size",
-        onnx.block_size,
-        "16, 32, 64, 128 or 256",
-    )
-    _require(onnx.accuracy_level in range(5), "build_onnx_wrapper.accuracy_level", onnx.accuracy_level, "0 to 4")
-    for key, value in {
-        "build_pipeline_wrapper.max_new_tokens": config.build_pipeline_wrapper.max_new_tokens,
-        "build_onnx_wrapper.max_tokens": onnx.max_tokens,
-        "evaluate.max_tokens": config.evaluate.max_tokens,
-        "evaluate.limit": config.evaluate.limit,
-        "evaluate.harness.limit": config.evaluate.harness.limit,
-        "evaluate.contract_examples": config.evaluate.contract_examples,
-        "evaluate.cost.new_tokens": config.evaluate.cost.new_tokens,
-        "evaluate.cost.repeats": config.evaluate.cost.repeats,
-        "evaluate.cost.prompt_lengths": min(config.evaluate.cost.prompt_lengths, default=1),
-        "evaluate.cost.batches": min(config.evaluate.cost.batches, default=1),
-        "sweep.jobs": config.sweep.jobs,
-    }.items():
-        _require(value is None or value >= 1, key, value, "at least 1")
-    context = config.evaluate.fidelity.context
-    _require(context >= 2, "evaluate.fidelity.context", context, "at least 2")
-    name = config.register.name
-    _require(
-        re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) is not None,
-        "register.name",
-        name,
-        "1 to 100 of A-Z a-z 0-9 . _ -",
-    )
-    _require(
-        re.fullmatch(RESERVED_NAMES, name) is None,
-        "register.name",
-        name,
-        "a name that MLflow and this project do not use otherwise (champion, latest, v1, 1, ..)",
-    )
-    margin = config.register.promote_margin
-    _require(0 <= margin <= 1, "register.promote_margin", margin, "a share from 0 to 1")
-    for key, path in {"sign_key": config.register.sign_key, "verify_key": config.register.verify_key}.items():
-        expected = "the file of a key in PEM, absolute or relative to the project"
-        _require(path is None or project_path(path).is_file(), f"register.{key}", path, expected)
-    for key, chosen in {"rollback": config.register.rollback, "verify_key": config.register.verify_key}.items():
-        alone = not chosen or not (config.evaluate_run_id or config.register.promote)
-        _require(alone, f"register.{key}", chosen, "neither evaluate_run_id nor register.promote beside it")
-    _require(
-        config.sweep.direction in ("maximize", "minimize"),
-        "sweep.direction",
-        config.sweep.direction,
-        "maximize or minimize",
-    )
-
-
-def _check_harness(harness: Harness) -> None:
-    if harness.tasks:
-        installed = importlib.util.find_spec("lm_eval") is not None
-        remedy = "lm_eval in this environment (pip install -r requirements-lm-eval.txt)"
-        _require(installed, "evaluate.harness.tasks", harness.tasks, remedy)
-    path = harness.include_path
-    folder = project_path(path) if path is not None else None
-    _require(
-        folder is None or folder.is_dir(), "evaluate.harness.include_path", path, f"a folder of YAML files ({folder})"
-    )
-
-
-def _require(condition: bool, key: str, value: object, expected: str) -> None:
-    if not condition:
-        msg = f"{key}={value} cannot be used: expected {expected}"
-        raise ConfigError(msg)

@@ -32,6 +32,8 @@ import numpy.typing as npt
 STEP_COST, ROW_COST = 2, 1
 # Prompt tokens that a lone row computes between two turns of the others.
 CHUNK = 256
+# Seconds that who asks first waits for the next to ask, where several shared the batch before.
+GATHER = 0.02
 # Prefixes are kept in such units. Matrix kernels take rows in groups, so a prompt that goes on from a multiple of
 # this many tokens gets the same logits, to the last bit, as one computed whole.
 GRAIN = 16
@@ -174,6 +176,7 @@ class Scheduler:
         self._batches: list[Batch] = []  # in the order of their turns
         self._kept: list[Batch] = []  # lone ones that ended, the latest last
         self._typical = 64.0  # tokens that an answer still has before it, whatever it has: the mean of recent ones
+        self._together = 1  # rows that began together last
         self.computed = 0  # prompt tokens, since the start
         self.news: list[tuple[int, list[int]]] = []
         self.errors: list[tuple[int, str, str]] = []
@@ -182,6 +185,15 @@ class Scheduler:
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self._waiting and not self._batches
+
+    @property
+    def patience(self) -> float:
+        """The seconds to listen for another row before the next turn.
+
+        Clients whose answers ended together ask again within milliseconds. One that began alone would compute its
+        prompt again with the others'.
+        """
+        return GATHER if not self._batches and len(self._waiting) < self._together else 0
 
     def add(self, row: Row) -> None:
         """Let *row* wait for its turn."""
@@ -230,6 +242,7 @@ class Scheduler:
             self._waiting.remove(row)
             kept.generator.rewind_to(reused)
             self._batches.insert(0, Batch(kept.generator, [row], kept.length, row.prompt, reused))
+            self._together = 1
             return True
         if batch := self._joinable(row):
             together = self._sharing(batch.live, self._waiting)
@@ -332,6 +345,7 @@ class Scheduler:
                 batch.generator.append_tokens(ids)
                 batch.computed = len(batch.prompt)
                 self.computed += ids.size
+            self._together = len(rows)
         except Refused as error:
             self._fail(rows, "refused", str(error))
         except Exception as error:  # noqa: BLE001  # as above
@@ -421,7 +435,7 @@ def serve(connection: Connection, folder: Path, threads: int, limits: dict[str, 
     scheduler = Scheduler(model, **limits)
     connection.send_bytes(b'{"ready": true}')
     while True:
-        if connection.poll(1.0 if scheduler.idle else 0):
+        if connection.poll(1.0 if scheduler.idle else scheduler.patience):
             message = json.loads(connection.recv_bytes())
             for row in message.get("add", []):
                 scheduler.add(Row(**row))

@@ -123,6 +123,26 @@ def test_a_row_that_joins_a_running_batch_changes_nobodys_answer(model: Model) -
     assert [each.tokens for each in rows] == alone
 
 
+def test_clients_that_shared_a_batch_are_waited_for_until_as_many_ask_again(model: Model) -> None:
+    engine = scheduler(model)
+    engine.add(row(prompt_of(20)))
+    assert engine.patience == 0, "nobody has ever asked beside it"
+    answers(engine, row(prompt_of(20, 1)))  # and the one before
+
+    engine.add(row(prompt_of(20, 2)))
+    assert engine.patience > 0
+    engine.add(row(prompt_of(20, 3)))
+    assert engine.patience == 0, "as many are here"
+    engine.turn()
+    engine.add(row(prompt_of(20, 4)))
+    assert engine.patience == 0, "a running batch waits for nobody"
+    answers(engine)
+
+    answers(engine, row(prompt_of(20, 5)))
+    engine.add(row(prompt_of(20, 6)))
+    assert engine.patience == 0, "alone again"
+
+
 def test_rows_that_outlast_their_batch_go_on_without_the_others(model: Model) -> None:
     lengths = [100, 3, 5, 7]
     prompts = [prompt_of(20, seed) for seed in range(4)]
