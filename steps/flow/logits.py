@@ -48,7 +48,7 @@ class LanguageModel(ABC):
     @property
     def prefix(self) -> int:
         """The id to read before a text that nothing else comes before: BOS, or EOS where there is no BOS."""
-        named = self._text._named  # the wrapper's, which has read them
+        named = self._text.named
         token = named.get("bos_token") or named.get("eos_token")
         found = self._tokenizer.token_to_id(token) if token else None
         if found is None:

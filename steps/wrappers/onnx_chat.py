@@ -307,10 +307,10 @@ class Text:
         self.byte_ids = frozenset(token for token in byte_tokens if token is not None)
 
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        self._named = {}  # the tokens that a template may ask for by name
+        self.named = {}  # the tokens that a template may ask for by name
         for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
             if token := config.get(f"{name}_token"):
-                self._named[f"{name}_token"] = token["content"] if isinstance(token, dict) else token
+                self.named[f"{name}_token"] = token["content"] if isinstance(token, dict) else token
         file = folder / "chat_template.jinja"
         source = file.read_text(encoding="utf-8") if file.exists() else config.get("chat_template")
         if isinstance(source, list):
@@ -335,7 +335,7 @@ class Text:
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Return the ids of raw text, control tokens included, with one BOS token where the model has that."""
-        bos = self._named.get("bos_token")
+        bos = self.named.get("bos_token")
         has_bos = bos is not None and prompt.startswith(bos)
         return list(self._tokenizer.encode(prompt, add_special_tokens=not has_bos).ids)
 
@@ -351,7 +351,7 @@ class Text:
         """Return *messages* as the checkpoint's chat template writes them: a prompt, as interface=prompt takes it."""
         assert self._template is not None
         return self._template.render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._named
+            messages=messages, tools=None, documents=None, add_generation_prompt=True, **self.named
         )
 
     def _disarm(self, text: str) -> str:
