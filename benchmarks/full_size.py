@@ -105,6 +105,12 @@ def run_flow(work: Path, parameters: Iterable[str]) -> dict[str, Usage]:
         "model.name=full_size",
         "evaluate.limit=3",
         "evaluate.max_tokens=8",
+        # At this size bf16 PyTorch takes a minute for a question: one call of each kind, where the default makes 64.
+        "evaluate.cost.prompt_lengths=[32]",
+        "evaluate.cost.batches=[1]",
+        "evaluate.cost.new_tokens=4",
+        "evaluate.cost.repeats=1",
+        "evaluate.contract_examples=1",
         "build_pipeline_wrapper.max_new_tokens=8",
         "build_onnx_wrapper.max_tokens=8",
         *parameters,
