@@ -15,6 +15,7 @@ from mlflow.entities import Run
 
 from steps.flow.command_line import execute
 from steps.flow.errors import ConfigError, StepError
+from steps.flow.files import hash_text
 from steps.flow.fingerprint import fingerprint
 from steps.flow.gates import configured_gates
 from steps.flow.launch import launch
@@ -70,7 +71,9 @@ def run_chain(config: Config, overrides: list[str]) -> dict[str, Run]:
 def run_step(step: str, config: Config, overrides: list[str], inputs: Mapping[str, Run]) -> Record:
     """Run *step* on *inputs*, or reuse a run of it, and say which and why."""
     facts = fingerprint(step, config, inputs)
-    with one_at_a_time(facts.value, waiting=lambda: _say(step, config, "WAITING", "another flow is making just this")):
+    # Of one store: a flow on another one cannot reuse what is made here.
+    lock = hash_text(f"{mlflow.get_tracking_uri()} {facts.value}")
+    with one_at_a_time(lock, waiting=lambda: _say(step, config, "WAITING", "another flow is making just this")):
         decision = decide(facts, config)
         if reused := decision.reused:
             _say(step, config, REUSED, f"run {reused.info.run_id}")
@@ -167,6 +170,10 @@ def main(config: Config, overrides: list[str]) -> None:
     if config.register.rollback or config.register.verify_key:
         msg = "register.rollback and register.verify_key are for register alone: add -e register"
         raise ConfigError(msg)
+    for key, step in INPUTS.items():
+        if getattr(config, key) and step in config.steps:
+            msg = f"{key}={getattr(config, key)} names a run of {step}, which is in steps too: leave one of them out"
+            raise ConfigError(msg)
     read_examples(config.evaluate)
     with step_run("main", config):
         mlflow.log_text(to_yaml(config), "config.yaml")

@@ -18,6 +18,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -71,10 +72,17 @@ def trials_of(overrides: list[str]) -> list[Trial]:
     for override in parsed:
         line = str(override.input_line)
         key = line.partition("=")[0]
-        choices.append(
-            [f"{key}={value}" for value in override.sweep_string_iterator()] if override.is_sweep_override() else [line]
-        )
+        choices.append([f"{key}={value}" for value in values_of(override)] if override.is_sweep_override() else [line])
     return list(itertools.product(*choices))
+
+
+def values_of(override: Override) -> list[str]:
+    """Return the values to try that *override* names. Raises ConfigError for what has no end or no list: interval()."""
+    try:
+        return list(override.sweep_string_iterator())
+    except HydraException as error:
+        msg = f"{override.input_line} cannot be tried one by one: {str(error).splitlines()[0]}; write KEY=VALUE,VALUE"
+        raise ConfigError(msg) from error
 
 
 def varied(trials: list[Trial]) -> list[str]:
@@ -193,6 +201,9 @@ def run_sweep(plan: Plan, parent: Run, place: Place) -> None:
     run_as = [unregistered(trial, config) for trial, config in zip(trials, plan.configs, strict=True)]
     results = run_trials(run_as, parent, options.jobs, place)
     if any(config.plan for config in plan.configs):
+        if failed := sum(result.status != "FINISHED" for result in results):
+            msg = f"{failed} of {len(results)} plans could not be made: mend what is said above, and start again"
+            raise StepError(msg)
         return
     table = table_of(trials, results)
     best = best_of(table, options.objective, options.direction)
@@ -216,7 +227,8 @@ def main() -> None:
     """Check every combination on the command line, then try each."""
     with reporting("sweep"):
         overrides, flags = translate(sys.argv[1:], sweep=True)
-        if flags:
+        # A sweep is what it is without them.
+        if flags := [flag for flag in flags if flag not in ("--multirun", "-m")]:
             run_through_hydra(lambda _config, _overrides: None, [*flags, *overrides])
             return
         plan = plan_of(overrides)

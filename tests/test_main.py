@@ -17,7 +17,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from packaging.requirements import Requirement
 
+from steps.flow.command_line import compose_config
+from steps.flow.errors import ConfigError
 from steps.flow.schema import STEPS
+from steps.main import main
 from tests.conftest import ROOT, run
 from tests.servers import serving
 
@@ -294,3 +297,8 @@ def test_the_store_holds_no_run_that_still_says_running(flow: Flow) -> None:
 def test_the_chains_own_process_loads_neither_torch_nor_transformers() -> None:
     code = "import steps.main, sys; print({'torch', 'transformers'} & set(sys.modules))"
     assert run("python", "-c", code).stdout.strip() == "set()"
+
+
+def test_a_run_of_a_step_that_is_to_run_as_well_is_refused() -> None:
+    with pytest.raises(ConfigError, match="onnx_run_id=abc names a run of build_onnx_wrapper, which is in steps too"):
+        main(compose_config(["onnx_run_id=abc"]), [])

@@ -90,6 +90,13 @@ def test_what_is_no_override_is_refused_in_one_line() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_values_without_an_end_are_refused_also_where_hydras_own_flag_asks_for_a_sweep() -> None:
+    done = run(sys.executable, "-m", "steps.sweep", "--multirun", "seed=interval(0,1)")
+    assert done.returncode == 2
+    assert done.stderr.startswith("sweep: seed=interval(0,1) cannot be tried one by one")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_help_helps_and_runs_nothing() -> None:
     done = run(sys.executable, "-m", "steps.sweep", "--help")
     assert done.returncode == 0

@@ -4,12 +4,13 @@ MLflow gives `--key value` for every -P that an entry point does not declare; Hy
 Hydra's own flags, are understood here, for every step alike.
 """
 
+import os
 import re
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 
 import hydra
@@ -19,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
+from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,7 +29,7 @@ from steps.flow.checks import to_config
 from steps.flow.errors import ConfigError, StepError
 from steps.flow.processes import end_on_signals, watch_launcher
 from steps.flow.schema import ROOT, Config, holds_text
-from steps.flow.secrets import refuse_secrets
+from steps.flow.secrets import refuse_secrets, refuse_tokens, remove_credentials
 from steps.flow.tracking import settle_store
 
 CONF = ROOT / "conf"
@@ -61,6 +63,9 @@ def reporting(name: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         print(f"{name}: {error}", file=sys.stderr)
+        if run_id := os.environ.get("MLFLOW_RUN_ID"):
+            with suppress(MlflowException):
+                remove_credentials(run_id)  # MLflow made this run; no step will ever open it
         sys.exit(2)
     except StepError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -73,6 +78,7 @@ def translate(arguments: list[str], *, sweep: bool = False) -> tuple[list[str], 
     `--key value` is what MLflow makes of `-P key=value`. `--overrides "a=1 b='x y'"` holds several, quoted as in a
     shell but never given to one. With *sweep*, commas separate values to try. Raises ConfigError for what is neither.
     """
+    refuse_tokens(arguments)  # first: what cannot be read below is repeated in an error
     overrides: list[str] = []
     flags: list[str] = []
     rest = iter(arguments)

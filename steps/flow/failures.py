@@ -57,6 +57,10 @@ def explanation(error: BaseException) -> str | None:
         fact = line if full.group() in line else f"{line}: {full.group()}"
         return f"{fact}: free some space, and give the same command again"
     store = without_credentials(mlflow.get_tracking_uri())
+    refused = next((cause for cause in causes if isinstance(cause, requests.HTTPError)), None)
+    if refused is not None:
+        answer = without_credentials(_one_line(refused))
+        return f"the tracking server {store} refuses: {answer}: see to it, and give the same command again"
     if any(isinstance(cause, requests.RequestException) for cause in causes):
         closing()
         return f"the tracking server {store} does not answer: start it, and give the same command again"

@@ -63,11 +63,16 @@ def fingerprint(step: str, config: Config, inputs: Mapping[str, Run]) -> Fingerp
     digests = {key: run.data.tags.get(DIGEST, run.info.run_id) for key, run in inputs.items()}
     return Fingerprint(
         step,
-        {path.relative_to(ROOT).as_posix(): hash_file(path) for path in sorted(sources_of(f"steps.{step}"))},
+        sources(step),
         read,
         digests | _files(step, config) | _harness(step, config.evaluate.harness),
         hash_file(ROOT / "requirements.txt"),
     )
+
+
+def sources(step: str) -> dict[str, str]:
+    """Return the hash of each file that *step* is made of, by its path in the project."""
+    return {path.relative_to(ROOT).as_posix(): hash_file(path) for path in sorted(sources_of(f"steps.{step}"))}
 
 
 def differences(old: Fingerprint, new: Fingerprint) -> list[str]:

@@ -50,7 +50,9 @@ def _version(package: str) -> str:
 def _git(*arguments: str) -> str | None:
     """Return what git says of the project, or None where there is no repository or no git."""
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+        command = ["git", "-C", str(ROOT), *arguments]
+        # A file in another encoding is no reason to fail: what is no UTF-8 is replaced.
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -32,11 +32,11 @@ def decide(facts: Fingerprint, config: Config, *, always_look: bool = False) -> 
     """Return whether the step of *facts* has to run.
 
     Any finished, complete run in the store with the same fingerprint will do, whoever made it; with `reuse=false` none
-    does, unless *always_look*.
+    does, and none of what may have moved (a branch), unless *always_look*.
     """
     if not config.reuse and not always_look:
         return Decision(None, "reuse=false")
-    if why := movable(facts.step, config):
+    if not always_look and (why := movable(facts.step, config)):
         return Decision(None, why)
     damage = None
     for run in _finished_runs(f"tags.`{FINGERPRINT}` = '{facts.value}'"):

@@ -3,9 +3,9 @@
 import os
 import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, NoReturn
 
 from mlflow import MlflowClient
 from mlflow.tracking import _get_store
@@ -26,32 +26,42 @@ TOKENS = re.compile(
 )
 """What tokens look like, by their makers' prefixes."""
 
-NAMES = re.compile(r"(^|[._-])(token|password|passwd|secret|api_?key)$", re.IGNORECASE)
+NAMES = re.compile(r"(^|[._-]|pg)(token|password|passwd|secret|(api|access)_?key)$", re.IGNORECASE)
 """What a key is called that holds a secret."""
 
 ASSIGNED = re.compile(
-    r"""((?:token|password|passwd|secret|api_?key)["']?\s*[=:]\s*)(["'])[^"'\n]{8,}\2""", re.IGNORECASE
+    r"""((?:token|password|passwd|secret|(?:api|access)_?key)["']?\s*[=:]\s*)(["'])[^"'\n]{8,}\2""", re.IGNORECASE
 )
-"""A text that is given to such a key in code or YAML."""
+"""A quoted text that is given to such a key in code or YAML."""
 
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 """The user and password of a URL."""
 
 
+def refuse_tokens(arguments: Sequence[str]) -> None:
+    """Raise ConfigError, without its value, for the first word of a command line, as typed, that holds a token."""
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if TOKENS.search(word) or CREDENTIALS.search(word):
+            key = before.removeprefix("--") if before.startswith("--") else word.partition("=")[0]
+            _refuse("a parameter" if TOKENS.search(key) or CREDENTIALS.search(key) else key)
+
+
 def refuse_secrets(overrides: Iterable[str]) -> None:
-    """Raise ConfigError, without its value, for the first override that looks like a secret.
+    """Raise ConfigError, without its value, for the first override whose key is called like a secret.
 
     MLflow has stored it by then, as a parameter of the run that it made for this process, and a parameter cannot be
     deleted: the run is, for good where the store is a database of ours, otherwise until `mlflow gc`.
     """
     for override in overrides:
         key, _, value = override.partition("=")
-        named = bool(NAMES.search(key)) and value not in ("", "null", "''")
-        if not named and not TOKENS.search(value) and not CREDENTIALS.search(value):
-            continue
-        gone = _forget_own_run()
-        msg = f"{key}=*** looks like a secret, which would be stored: put tokens into the environment (HF_TOKEN){gone}"
-        raise ConfigError(msg)
+        if NAMES.search(key.lstrip("+~")) and value not in ("", "null", "''"):
+            _refuse(key)
+
+
+def _refuse(key: str) -> NoReturn:
+    gone = _forget_own_run()
+    msg = f"{key}=*** looks like a secret, which would be stored: put tokens into the environment (HF_TOKEN){gone}"
+    raise ConfigError(msg)
 
 
 def _forget_own_run() -> str:

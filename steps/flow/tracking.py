@@ -18,12 +18,12 @@ from steps.flow.artifacts import record_artifacts
 from steps.flow.errors import StepError
 from steps.flow.failures import explained
 from steps.flow.files import hash_text
-from steps.flow.fingerprint import FACTS, FINGERPRINT, fingerprint
+from steps.flow.fingerprint import FACTS, FINGERPRINT, Fingerprint, fingerprint, sources
 from steps.flow.lock import one_at_a_time
 from steps.flow.processes import PROCESS, closing, process_tag
 from steps.flow.provenance import provenance_tags, uncommitted_changes
 from steps.flow.schema import INPUTS, READS, Config, flat_dict, inputs_of
-from steps.flow.secrets import remove_credentials, without_secrets
+from steps.flow.secrets import remove_credentials, without_credentials, without_secrets
 
 OUTPUT = "output."
 """The prefix of the tags by which a step hands over what it made: `output.<name>` holds a URI."""
@@ -91,8 +91,9 @@ def one_line(error: Exception) -> str:
 def step_run(step: str, config: Config) -> Iterator[StepRun]:
     """Open the run of *step*: the one that MLflow made for this process, or a new one.
 
-    Its status follows the body: FINISHED, FAILED after an error, KILLED after a signal. Before the body it gets its
-    fingerprint, after it the list of its artifacts. Raises StepError when a run it builds on cannot be used.
+    Its status follows the body: FINISHED, FAILED after an error, KILLED after a signal. After the body it gets the list
+    of its artifacts, and its fingerprint, by which it can be reused. Raises StepError when a run it builds on cannot be
+    used.
     """
     # Explained within too: MLflow would wait for a missing server once more when it closes the run.
     with explained(), _own_run(step) as run, explained():
@@ -104,10 +105,20 @@ def step_run(step: str, config: Config) -> Iterator[StepRun]:
         inputs = {key: input_run(key, config) for key in inputs_of(step)}
         if step in READS:
             facts = fingerprint(step, config, inputs)
-            mlflow.set_tag(FINGERPRINT, facts.value)
             mlflow.log_text(facts.to_json(), FACTS)
         yield StepRun(run, inputs)
         record_artifacts(run)
+        if step in READS:
+            _allow_reuse(step, facts)
+
+
+def _allow_reuse(step: str, facts: Fingerprint) -> None:
+    """Give the active run its fingerprint, unless a source was saved meanwhile: which of the two ran, nobody knows."""
+    saved = [path for path, digest in sources(step).items() if facts.sources.get(path) != digest]
+    if saved:
+        print(f"{step} will not be reused: {', '.join(saved)} changed while it ran", flush=True)
+    else:
+        mlflow.set_tag(FINGERPRINT, facts.value)
 
 
 @contextmanager
@@ -174,7 +185,8 @@ def input_run(key: str, config: Config) -> Run:
     try:
         run = MlflowClient().get_run(run_id)
     except MlflowException as error:
-        msg = f"{key}={run_id} is not a run in {mlflow.get_tracking_uri()}: name a finished run of {step}"
+        store = without_credentials(mlflow.get_tracking_uri())
+        msg = f"{key}={run_id} is not a run in {store}: name a finished run of {step}"
         raise StepError(msg) from error
     made_by = run.data.tags.get("step")
     if made_by != step or run.info.status != "FINISHED":

@@ -45,6 +45,11 @@ def test_a_file_that_git_does_not_know_is_named(project: Path) -> None:
     assert said(project).split("\n")[:2] == ["true", "# not tracked: new.py"]
 
 
+def test_a_change_in_another_encoding_is_shown_with_what_can_be_read(project: Path) -> None:
+    (project / "steps" / "flow" / "gates.py").write_bytes("# Grüße\nchanged = 1\n".encode("latin-1"))
+    assert "+changed = 1" in said(project).splitlines()
+
+
 def test_without_a_repository_nothing_is_known(project: Path) -> None:
     shutil.rmtree(project / ".git")
     assert said(project).split() == ["unknown"]

@@ -10,7 +10,7 @@ from mlflow.entities import Run
 
 from steps.flow.artifacts import missing_artifact
 from steps.flow.command_line import compose_config
-from steps.flow.fingerprint import fingerprint
+from steps.flow.fingerprint import fingerprint, sources
 from steps.flow.reuse import Decision, decide
 from steps.flow.tracking import step_run
 
@@ -64,6 +64,27 @@ def test_a_changed_value_is_the_reason_to_run(store: str) -> None:
 def test_with_reuse_false_nothing_is_reused(store: str) -> None:
     make()
     assert decision("reuse=false") == Decision(None, "reuse=false")
+
+
+def test_what_may_have_moved_is_made_again_and_found_by_a_later_step(store: str) -> None:
+    branch = ["model=hub", "model.repo_id=me/mine", "model.revision=main"]
+    run = make(*branch)
+    config = compose_config(branch)
+    facts = fingerprint("fetch_model", config, {})
+    assert decide(facts, config) == Decision(None, "model.revision=main is not a commit: it may have moved")
+    found = decide(facts, config, always_look=True).reused
+    assert found is not None
+    assert found.info.run_id == run.info.run_id
+
+
+def test_a_step_whose_source_was_saved_while_it_ran_is_not_reused(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with step_run("fetch_model", compose_config([])):
+        saved = {path: "another" for path in sources("fetch_model") if path.endswith("fetch_model.py")}
+        monkeypatch.setattr("steps.flow.tracking.sources", lambda _step: saved)
+    assert "fetch_model will not be reused: steps/fetch_model.py changed while it ran" in capsys.readouterr().out
+    assert decision().reused is None
 
 
 @pytest.mark.parametrize("status", ["FAILED", "KILLED", "RUNNING"])

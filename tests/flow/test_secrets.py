@@ -1,14 +1,15 @@
 """A token that is given as a parameter, or in a git URL, is nowhere afterwards."""
 
-import shutil
 import sqlite3
+import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from steps.flow.command_line import translate
 from steps.flow.errors import ConfigError
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, committed, run
 
 TOKEN = "hf_" + "abcdefGHIJKL0123456789"
 
@@ -23,6 +24,11 @@ TOKEN = "hf_" + "abcdefGHIJKL0123456789"
         [f"model.path={TOKEN}"],
         ["--model.repo_id", "https://me:s3cret@example.org/model"],
         ["--question", "ghp_abcdefghij0123456789abcd"],
+        ["--overrides", TOKEN],
+        ["--overrides", f"question='{TOKEN}"],
+        [f"{TOKEN}=1"],
+        ["+hub.token=anything"],
+        ["--overrides", "'+aws_secret_access_key=anything'"],
     ],
 )
 def test_what_looks_like_a_secret_is_refused_and_not_repeated(arguments: list[str]) -> None:
@@ -42,6 +48,17 @@ def test_what_looks_like_a_secret_is_refused_and_not_repeated(arguments: list[st
 )
 def test_what_only_reads_like_one_is_not(arguments: list[str]) -> None:
     translate(arguments)
+
+
+def test_the_run_of_a_command_that_is_refused_keeps_no_password_of_its_git_url(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "mlflow.source.git.repoURL"
+    made = mlflow.MlflowClient().create_run("0", tags={url: "https://me:s3cret@example.org/project.git"})
+    monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+    code = "from steps.flow.command_line import execute; execute('main', print)"
+    assert run(sys.executable, "-c", code, "seed=many").returncode == 2
+    assert mlflow.get_run(made.info.run_id).data.tags[url] == "https://example.org/project.git"
 
 
 def everything_in(folder: Path) -> bytes:
@@ -64,15 +81,8 @@ def test_a_token_given_with_P_is_in_no_run_and_no_log(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_secret_of_a_git_url_a_changed_file_or_the_environment_is_nowhere_in_the_store(tmp_path: Path) -> None:
-    project = tmp_path / "project"
-    for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines():
-        if (ROOT / name).is_file():
-            (project / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, project / name)
-    run("git", "init", "-q", cwd=project)
+    project = committed(tmp_path / "project")
     run("git", "remote", "add", "origin", "https://me:s3cret@example.org/project.git", cwd=project)
-    run("git", "add", "-A", cwd=project)
-    run("git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "code", cwd=project)
     store = tmp_path / "store"
     store.mkdir()
     typed = f'\nHUB = "{TOKEN}"\nPASSWORD = "a long s3cret"\nOWN = "from-the-environment"\n'
