@@ -130,8 +130,10 @@ def _extra_options(options: BuildOnnxWrapper) -> list[str]:
 def log_wrapper(folder: Path, model_name: str, question: str, options: BuildOnnxWrapper) -> str:
     """Log the ONNX model in *folder* with its wrapper on the active run; return its `models:/` URI."""
     chat = options.interface is Interface.chat
-    runtime = "onnxruntime-genai-cuda" if options.execution_provider is ExecutionProvider.cuda else "onnxruntime-genai"
-    version = locked("onnxruntime-genai")[0].partition("==")[2]
+    runtime = locked("onnxruntime-genai", "onnxruntime")
+    if options.execution_provider is ExecutionProvider.cuda:
+        # It brings onnxruntime-gpu, which the lock lacks; onnxruntime itself must not lie beside that.
+        runtime = [runtime[0].replace("onnxruntime-genai", "onnxruntime-genai-cuda")]
     info = mlflow.pyfunc.log_model(
         name="onnx",
         python_model=onnx_chat.__file__,
@@ -144,7 +146,7 @@ def log_wrapper(folder: Path, model_name: str, question: str, options: BuildOnnx
         signature=onnx_chat.chat_signature() if chat else onnx_chat.prompt_signature(),
         input_example=example_input(question, options),
         pip_requirements=[
-            f"{runtime}=={version}",
+            *runtime,
             *locked("mlflow", "tokenizers", "jinja2", "numpy", "pandas"),
         ],
     )

@@ -39,7 +39,7 @@ from steps.registry.aliases import (
 from steps.registry.bom import ml_bom
 from steps.registry.card import Scores, model_card
 from steps.registry.promotion import Promotion, promote
-from steps.registry.signing import sign_version, verify_version
+from steps.registry.signing import require_key, sign_version, verify_version
 from steps.registry.versions import passed_gates, refuse_new_signature, run_of, version_of, version_tags
 
 REGISTERED = "registered.json"
@@ -53,22 +53,27 @@ def scores_of(evaluate: Run, gates: str, candidate: str) -> Scores:
     return Scores(table, reasons, examples, evaluate.data.params["evaluate.task"])
 
 
-def register_versions(name: str, runs: dict[str, Run], evaluate: Run, question: str) -> dict[str, ModelVersion]:
-    """Return the version of *name* for each candidate's run in *runs*; the build becomes challenger.
+def register_versions(runs: dict[str, Run], evaluate: Run, config: Config) -> dict[str, ModelVersion]:
+    """Return the version for each candidate's run in *runs*; the build becomes challenger.
 
-    Every check is made before the first change. Raises StepError when one refuses.
+    Every check is made before the first change, and aliases move last: to a version that is complete. Raises StepError
+    when a check refuses.
     """
-    gates = passed_gates(evaluate)
+    name, gates = config.register.name, passed_gates(evaluate)
     with ExitStack() as stack:
         folders = {candidate: stack.enter_context(checked_model(built))[1] for candidate, built in runs.items()}
         tags = {candidate: version_tags(candidate, built, evaluate, gates) for candidate, built in runs.items()}
+        if config.register.sign_key:
+            require_key(project_path(config.register.sign_key))
         stack.enter_context(changing(name))
         champion = with_alias(name, CHAMPION)
         refuse_new_signature(name, champion, folders[BUILD])
         versions = {}
         for candidate, built in runs.items():
-            card = model_card(name, tags[candidate], scores_of(evaluate, gates, candidate), question)
+            card = model_card(name, tags[candidate], scores_of(evaluate, gates, candidate), config.question)
             versions[candidate] = version_of(name, built, tags[candidate], card)
+        for candidate, version in versions.items():
+            complete_version(candidate, version, evaluate, config)
         settle(name)
         challenge(name, str(versions[BUILD].version))
         if champion is None:
@@ -81,9 +86,7 @@ def register(config: Config) -> None:
     with step_run("register", config) as step:
         name, evaluate, client = config.register.name, step.inputs["evaluate_run_id"], MlflowClient()
         runs = {candidate: client.get_run(evaluate.data.tags[key]) for candidate, key in CANDIDATES.items()}
-        versions = register_versions(name, runs, evaluate, config.question)
-        for candidate, version in versions.items():
-            complete_version(candidate, version, evaluate, config)
+        versions = register_versions(runs, evaluate, config)
         promotion = None
         if config.register.promote:
             promotion = promote(name, versions[BUILD], evaluate, config.register.promote_margin)

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -13,6 +14,24 @@ import mlflow
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+QUICK = (
+    "evaluate.cost.prompt_lengths=[16]",
+    "evaluate.cost.batches=[1]",
+    "evaluate.cost.repeats=1",
+    "evaluate.contract_examples=1",
+)
+"""What a flow is started with when its test says nothing of cost."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with the largest share of slow tests first.
+
+    Whole files go to the workers: a flow that begins last would keep one busy while the others idle.
+    """
+    every = Counter(item.path for item in items)
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path] / every[item.path])
 
 
 @pytest.fixture(autouse=True)

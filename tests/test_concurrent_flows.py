@@ -12,12 +12,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.conftest import ROOT
+from tests.conftest import QUICK, ROOT
 from tests.servers import free_port, process, wait_for
 
 pytestmark = pytest.mark.slow
 
-LIGHT = ("evaluate.limit=60", "build_onnx_wrapper.max_tokens=32")
+LIGHT = ("evaluate.limit=60", "build_onnx_wrapper.max_tokens=32", *QUICK)
 
 
 def at_once(commands: list[list[str]], store: str) -> list[str]:

@@ -21,7 +21,7 @@ from steps.build_onnx_wrapper import build_onnx
 from steps.flow.command_line import compose_config
 from steps.flow.schema import INPUTS, inputs_of
 from steps.wrappers.onnx_chat import Text, TextStream
-from tests.conftest import run
+from tests.conftest import QUICK, run
 from tests.families import FAMILIES, WINDOW, Family, logits_of, save_checkpoint, save_tokenizer
 from tests.hub_server import environment, serving_hub
 
@@ -175,7 +175,7 @@ def overrides(task: Path) -> list[str]:
     """Return what makes the evaluation fit for weights that know nothing."""
     gates = compose_config([]).evaluate.gates
     without = [f"~evaluate.gates.{name}" for name, gate in gates.items() if "integrity" not in gate["metric"]]
-    return [f"evaluate.task={task}", "evaluate.max_tokens=24", *without]
+    return [f"evaluate.task={task}", "evaluate.max_tokens=24", *QUICK, *without]
 
 
 SAME_ANSWERS = ["onnx=fp32_cpu", "+evaluate.gates.same={metric: onnx.task.agreement, min: 1}"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import ROOT, committed, run
+from tests.conftest import QUICK, ROOT, committed, run
 from tests.servers import free_port, process
 
 pytestmark = pytest.mark.slow
@@ -60,8 +60,8 @@ def test_the_whole_flow_runs_from_a_commit_with_a_relative_store_and_a_task_of_t
     url: str, repository: Path, tmp_path: Path
 ) -> None:
     commit = commit_of(repository)
-    task = own_task(tmp_path)
-    command = ["mlflow", "run", url, "-v", commit, "--env-manager", "local", "-P", f"evaluate.task={task}"]
+    parameters = [word for each in (f"evaluate.task={own_task(tmp_path)}", *QUICK) for word in ("-P", each)]
+    command = ["mlflow", "run", url, "-v", commit, "--env-manager", "local", *parameters]
     done = run(*command, cwd=tmp_path, MLFLOW_TRACKING_URI="sqlite:///x.db")
     assert done.returncode == 0, done.stdout + done.stderr
     client = MlflowClient(f"sqlite:///{tmp_path}/x.db")

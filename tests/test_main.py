@@ -19,9 +19,10 @@ from packaging.requirements import Requirement
 
 from steps.flow.command_line import compose_config
 from steps.flow.errors import ConfigError
+from steps.flow.requirements import locked
 from steps.flow.schema import STEPS
 from steps.main import main
-from tests.conftest import ROOT, run
+from tests.conftest import QUICK, ROOT, run
 from tests.servers import serving
 
 pytestmark = pytest.mark.slow
@@ -130,14 +131,17 @@ def test_the_registered_model_answers_over_http(flow: Flow) -> None:
     assert response["choices"][0]["finish_reason"] == "stop"
 
 
-def test_the_registered_model_answers_on_the_command_line(flow: Flow, tmp_path: Path) -> None:
+def test_the_registered_model_answers_in_an_environment_of_its_own_requirements(flow: Flow, tmp_path: Path) -> None:
     (tmp_path / "request.json").write_text(json.dumps(SPAIN))
     files = ["-i", f"{tmp_path}/request.json", "-t", "json", "-o", f"{tmp_path}/answer.json"]
-    command = ["mlflow", "models", "predict", "-m", "models:/capitals@champion", "--env-manager", "local", *files]
+    command = ["mlflow", "models", "predict", "-m", "models:/capitals@champion", "--env-manager", "uv", *files]
     done = run(*command, MLFLOW_TRACKING_URI=flow.store)
     assert done.returncode == 0, done.stderr
     (response,) = json.loads((tmp_path / "answer.json").read_text())
     assert response["choices"][0]["message"]["content"] == "The capital of Spain is Madrid."
+    installed = set(re.findall(r"^ \+ ([\w-]+)==", done.stderr, re.MULTILINE))  # uv says so; MLflow removes it all
+    assert "onnxruntime-genai" in installed
+    assert not installed & {"torch", "transformers"}
 
 
 def test_an_image_of_the_registered_model_has_all_it_needs(flow: Flow, tmp_path: Path) -> None:
@@ -150,9 +154,10 @@ def test_an_image_of_the_registered_model_has_all_it_needs(flow: Flow, tmp_path:
         path.name for path in (model / "artifacts" / "onnx").iterdir()
     }
     # Released versions of public packages: what pip finds anywhere.
-    requirements = [Requirement(line) for line in (model / "requirements.txt").read_text().split()]
+    lines = (model / "requirements.txt").read_text().split()
+    requirements = [Requirement(line) for line in lines]
     assert all(re.fullmatch(r"==[\d.]+", str(each.specifier)) and not each.url for each in requirements)
-    assert "onnxruntime-genai" in {each.name for each in requirements}
+    assert set(locked("onnxruntime-genai", "onnxruntime")) <= set(lines)
 
 
 @pytest.mark.parametrize("candidate", ["pipeline", "onnx"])
@@ -166,6 +171,7 @@ def test_the_bill_of_materials_keeps_to_its_schema_and_names_every_file(
     stated = json.loads(mlflow.artifacts.load_text(f"{built.info.artifact_uri}/model_manifest.json"))["files"]
     assert {file["name"] for file in model["components"]} == {file["path"] for file in stated}
     assert model["licenses"] == [{"license": {"id": "MIT"}}]
+    assert "externalReferences" not in model, "it is from a folder"
 
 
 def test_the_prompt_interface_answers_over_http(flow: Flow, client: MlflowClient) -> None:
@@ -187,7 +193,7 @@ def test_a_build_that_a_gate_stops_is_not_registered_and_the_chain_says_why(flow
     impossible = f"{gate} '+evaluate.gates.small={{metric: onnx.cost.size_bytes, max: 1}}' register.name=stopped"
     runs = [f"{key}={flow.steps[step].info.run_id}" for key, step in {
         "pipeline_run_id": "build_pipeline_wrapper", "onnx_run_id": "build_onnx_wrapper"}.items()]  # fmt: skip
-    overrides = [*shlex.split(impossible), "steps=[evaluate,register]", *runs]
+    overrides = [*shlex.split(impossible), "steps=[evaluate,register]", *runs, *QUICK]
     done = run("python", "-m", "steps.main", *overrides, MLFLOW_TRACKING_URI=flow.store)
     assert done.returncode == 1
     assert "is above evaluate.gates.small.max=1" in done.stderr
@@ -249,7 +255,7 @@ def test_a_damaged_model_is_built_again_and_the_plan_says_so(flow: Flow) -> None
 
 
 def test_chosen_steps_take_the_runs_that_fit(flow: Flow) -> None:
-    output = again(flow, "steps=[evaluate,register]", "evaluate.limit=60", "reuse=false")
+    output = again(flow, "steps=[evaluate,register]", "evaluate.limit=60", "reuse=false", *QUICK)
     assert "[1/2] evaluate                FINISHED" in output
     assert "[2/2] register                FINISHED" in output
 
@@ -264,7 +270,7 @@ def test_a_second_registration_of_the_same_content_makes_no_new_version(flow: Fl
 def test_a_flow_made_anew_registers_nothing_new_because_it_makes_the_same_bytes(
     flow: Flow, client: MlflowClient
 ) -> None:
-    output = again(flow, "reuse=false", "evaluate.limit=60")
+    output = again(flow, "reuse=false", "evaluate.limit=60", *QUICK)
     assert output.count("FINISHED") == len(STEPS)
     assert len(client.search_model_versions("name='capitals'")) == 2
     assert "Registered:  models:/capitals/2" in output

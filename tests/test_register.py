@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sqlite3
 from pathlib import Path
 
 import mlflow
@@ -87,6 +88,18 @@ def test_a_version_whose_files_are_damaged_is_registered_again(store: str, pipel
     damage(first)
     main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)), [])
     assert versions() == ["1", "2", "3"]
+
+
+def test_a_version_that_is_not_ready_is_registered_again_though_its_run_is_the_same(
+    store: str, pipeline: Run, tmp_path: Path
+) -> None:
+    evaluate = evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)
+    main(config(evaluate), [])
+    with sqlite3.connect(tmp_path / "store.db") as database:
+        database.execute("UPDATE model_versions SET status = 'FAILED_REGISTRATION' WHERE version = 2")
+    main(config(evaluate), [])
+    assert versions() == ["1", "2", "3"]
+    assert aliases()["challenger"] == "3"
 
 
 def damage(one: Run) -> None:
@@ -238,29 +251,35 @@ def test_a_model_with_another_signature_than_the_champion_is_refused(store: str,
 
 
 KILLED = """
-import os, signal, sys
-from mlflow import MlflowClient
+import os, pkgutil, signal, sys
+from unittest.mock import patch
 from steps.flow.command_line import compose_config
 from steps.register import main
-create, made = MlflowClient.create_model_version, []
+done, function = [], pkgutil.resolve_name(sys.argv[1])
 def dying(*args, **kwargs):
-    if made:
+    if done:
         os.kill(os.getpid(), signal.SIGKILL)
-    made.append(create(*args, **kwargs))
-    return made[0]
-MlflowClient.create_model_version = dying
-main(compose_config(sys.argv[1:]), [])
+    done.append(function(*args, **kwargs))
+    return done[0]
+with patch(sys.argv[1], dying):
+    main(compose_config(sys.argv[2:]), [])
 """
 
 
 @pytest.mark.slow
-def test_what_a_kill_between_the_two_versions_left_the_same_command_completes(
-    store: str, pipeline: Run, tmp_path: Path
+@pytest.mark.parametrize(
+    ("second_call", "left"),
+    [("mlflow.MlflowClient.create_model_version", ["1"]), ("steps.register.ml_bom", ["1", "2"])],
+    ids=["versions", "bills_of_materials"],
+)
+def test_what_a_kill_between_the_two_candidates_left_no_alias_names_and_the_same_command_completes(
+    store: str, pipeline: Run, tmp_path: Path, second_call: str, left: list[str]
 ) -> None:
     evaluate = evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)
     overrides = ["register.name=echo", f"evaluate_run_id={evaluate.info.run_id}"]
-    assert run("python", "-c", KILLED, *overrides).returncode == -9
-    assert (versions(), aliases()["champion"]) == (["1"], None)
+    assert run("python", "-c", KILLED, second_call, *overrides).returncode == -9
+    assert versions() == left
+    assert set(aliases().values()) == {None}
     main(config(evaluate), [])
     assert versions() == ["1", "2"]
     assert aliases() == {"challenger": "2", "champion": "2", "previous": None}

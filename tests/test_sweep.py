@@ -20,7 +20,7 @@ from steps.flow.schema import STEPS
 from steps.flow.schema import Sweep as Options
 from steps.flow.typed_command import split_options
 from steps.sweep import best_of, no_best, trials_of, varied, write_results
-from tests.conftest import ROOT, run
+from tests.conftest import QUICK, ROOT, run
 from tests.marked_processes import Started
 
 OBJECTIVE = "onnx.task.accuracy"
@@ -154,6 +154,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
         "build_onnx_wrapper.block_size=32,128",
         "build_pipeline_wrapper.dtype=auto,float1",
         "evaluate.limit=60",
+        *QUICK,
     ]
     parameters += [f"overrides={shlex.quote(gate)}", "sweep.jobs=2", "sweep.register=true", "register.name=swept"]
     done = run(*sweep_command(*parameters), cwd=folder)
@@ -225,7 +226,7 @@ def test_the_command_for_the_best_runs_it_again_in_a_shell(swept: Swept) -> None
 def test_a_sweep_that_is_killed_again_and_again_goes_on_where_it_stopped(store: str) -> None:
     client = MlflowClient()
     parameters = ["build_onnx_wrapper.block_size=32,128", "evaluate.limit=60", "sweep.objective=onnx.cost.size_bytes"]
-    parameters += ["sweep.direction=minimize"]
+    parameters += ["sweep.direction=minimize", *QUICK]
 
     def runs_of(step: str, status: str) -> list[Run]:
         return list(client.search_runs(["0"], f"tags.step = '{step}' and attributes.status = '{status}'"))

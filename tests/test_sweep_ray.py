@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.conftest import committed, run
+from tests.conftest import QUICK, committed, run
 from tests.marked_processes import Started
 from tests.servers import free_port, process, wait_for
 
@@ -83,7 +83,7 @@ class Cluster:
         return self.runs(f"attributes.status = 'RUNNING' and tags.step = '{step}'")
 
     def sweep(self, project: Path) -> Started:
-        parameters = ["build_onnx_wrapper.block_size=32,128", "evaluate.limit=60"]
+        parameters = ["build_onnx_wrapper.block_size=32,128", "evaluate.limit=60", *QUICK]
         parameters += ["sweep.jobs=2", f"sweep.ray={self.address}"]
         words = [word for each in parameters for word in ("-P", each)]
         command = ["mlflow", "run", str(project), "--env-manager", "local", "-e", "sweep", *words]

@@ -41,7 +41,7 @@ def ml_bom(
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=tags["model.sha256"])],
         licenses=_licences(tags["model.licence"]),
         components=[_file(file) for file in files],
-        external_references=_origin(tags["model.location"]),
+        external_references=_origin(tags),
         properties=[Property(name=f"slm-project:{key}", value=value) for key, value in sorted(tags.items())],
     )
     dataset = Component(
@@ -61,11 +61,13 @@ def _licences(stated: str) -> list[Any]:
     return [] if stated == "not stated" else [LicenseFactory().make_from_string(stated)]
 
 
-def _origin(location: str) -> list[ExternalReference]:
-    """Return where the checkpoint is from, if *location* is a repository of the hub rather than a folder."""
-    if location.count("/") != 1 or location.startswith(("/", ".", "~")):
+def _origin(tags: Mapping[str, str]) -> list[ExternalReference]:
+    """Return where the checkpoint is from, if that is the hub rather than a folder."""
+    # Versions of earlier days do not say; models/tiny_phi3 may be either.
+    if tags.get("model.source") != "hub":
         return []
-    return [ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=XsUri(f"https://huggingface.co/{location}"))]
+    url = XsUri(f"https://huggingface.co/{tags['model.location']}")
+    return [ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=url)]
 
 
 def _file(file: File) -> Component:

@@ -27,32 +27,46 @@ ADDED = "registered_model_meta"
 """The file that MLflow adds to a registered model when it is downloaded."""
 
 
+def require_key(private_key: Path) -> None:
+    """Raise StepError unless *private_key* can sign."""
+    with tempfile.TemporaryDirectory() as work:
+        model = Path(work) / "model"
+        model.mkdir()
+        (model / "file").touch()
+        _sign(model, Path(work) / "signature", private_key)
+
+
 def sign_version(version: ModelVersion, private_key: Path, folder: Path) -> None:
     """Sign the model of *version*, which lies in *folder*, on the active run, and note where on the version.
 
     Raises StepError for a key that cannot sign.
     """
-    from model_signing import hashing, signing  # slow to load, and rarely needed
-
-    # Bytes are what the library hands on to `cryptography`, though its own annotation says str.
-    password: Any = os.environ[PASSWORD].encode() if os.environ.get(PASSWORD) else None
     run = mlflow.active_run()
     assert run is not None
     name = f"{version.name}-{version.version}.sig"
     with tempfile.TemporaryDirectory() as work:
         signature = Path(work) / name
-        ignored = hashing.Config().set_ignored_paths(paths=[ADDED], ignore_git_paths=False)
-        try:
-            signer = signing.Config().use_elliptic_key_signer(private_key=private_key, password=password)
-            signer.set_hashing_config(ignored).sign(folder, signature)
-        except (ValueError, TypeError, AttributeError, OSError) as error:
-            # Not the library's words: who knows what of the key they hold.
-            fact = f"register.sign_key={private_key} cannot sign ({type(error).__name__})"
-            msg = f"{fact}: give an elliptic-curve key in PEM (P-256, P-384, P-521), its password in {PASSWORD}"
-            raise StepError(msg) from None
+        _sign(folder, signature, private_key)
         mlflow.log_artifact(str(signature), SIGNATURE)
     uri = f"runs:/{run.info.run_id}/{SIGNATURE}/{name}"
     MlflowClient().set_model_version_tag(version.name, str(version.version), SIGNATURE, uri)
+
+
+def _sign(folder: Path, signature: Path, private_key: Path) -> None:
+    """Write to the file *signature* that the owner of *private_key* signed every file in *folder*."""
+    from model_signing import hashing, signing  # slow to load, and rarely needed
+
+    # Bytes are what the library hands on to `cryptography`, though its own annotation says str.
+    password: Any = os.environ[PASSWORD].encode() if os.environ.get(PASSWORD) else None
+    ignored = hashing.Config().set_ignored_paths(paths=[ADDED], ignore_git_paths=False)
+    try:
+        signer = signing.Config().use_elliptic_key_signer(private_key=private_key, password=password)
+        signer.set_hashing_config(ignored).sign(folder, signature)
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        # Not the library's words: who knows what of the key they hold.
+        fact = f"register.sign_key={private_key} cannot sign ({type(error).__name__})"
+        msg = f"{fact}: give an elliptic-curve key in PEM (P-256, P-384, P-521), its password in {PASSWORD}"
+        raise StepError(msg) from None
 
 
 def verify_version(version: ModelVersion, public_key: Path) -> int:

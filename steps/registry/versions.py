@@ -50,6 +50,7 @@ def version_tags(candidate: str, built: Run, evaluate: Run, gates: str) -> dict[
     tags = {
         "wrapper": candidate,
         CONTENT: built.data.tags[CONTENT],
+        "model.source": manifest.source,
         "model.location": manifest.location,
         "model.revision": manifest.revision,
         "model.licence": manifest.licence or "not stated",
@@ -97,8 +98,8 @@ def refuse_new_signature(name: str, champion: ModelVersion | None, folder: Path)
 def version_of(name: str, built: Run, tags: dict[str, str], card: str) -> ModelVersion:
     """Return the version of *name* with the content that *built* logged: the one that is there, or a new one.
 
-    A version whose files are no longer what they were does not count. A new one is there with *tags* and *card*, or
-    not at all. Raises StepError for a name that stands for prompts.
+    A version that is not READY, or whose files are no longer what they were, does not count. A new one is there with
+    *tags* and *card*, or not at all. Raises StepError for a name that stands for prompts.
     """
     client = MlflowClient()
     try:
@@ -109,7 +110,7 @@ def version_of(name: str, built: Run, tags: dict[str, str], card: str) -> ModelV
     # Not by a filter over tags, which Unity Catalog lacks.
     for found in sorted(client.search_model_versions(f"name='{name}'"), key=lambda version: int(version.version)):
         version = client.get_model_version(name, str(found.version))
-        same = version.tags.get(CONTENT) == tags[CONTENT]
+        same = version.status == "READY" and version.tags.get(CONTENT) == tags[CONTENT]
         if same and (version.run_id == built.info.run_id or damage_of_version(version) is None):
             return version
     uri = outputs(built)["model_uri"]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
@@ -37,6 +38,16 @@ NEEDED = ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
 CDN = "GET /cdn/"
 WEIGHTS_BODY = f"GET /cdn/{sha256(WEIGHTS)}"
 RESOLVE = "GET /api/models/.*/revision/"
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the seconds that huggingface_hub waits in this process, which it does not really."""
+    waits: list[float] = []
+    for module in ("file_download", "utils._http"):
+        # All that these two use of `time`.
+        monkeypatch.setattr(f"huggingface_hub.{module}.time", SimpleNamespace(sleep=waits.append))
+    return waits
 
 
 @pytest.fixture
@@ -239,19 +250,20 @@ def test_a_revision_that_is_not_there_is_named(hub: Hub, repository: Repository)
 
 
 def test_a_body_that_is_cut_is_taken_up_where_it_ended(
-    hub: Hub, repository: Repository, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, repository: Repository, monkeypatch: pytest.MonkeyPatch, waits: list[float]
 ) -> None:
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # 10 MB otherwise: what came of a chunk is dropped
     hub.faults.append(Fault(WEIGHTS_BODY, times=1, cut=5000))
     assert_whole(fetch())
     assert [request.range for request in hub.asked(WEIGHTS_BODY)] == [None, "bytes=5000-"]
+    assert waits == [1]
 
 
-@pytest.mark.slow
-def test_a_body_that_never_comes_is_an_error(hub: Hub, repository: Repository, home: Path) -> None:
+def test_a_body_that_never_comes_is_an_error(hub: Hub, repository: Repository, home: Path, waits: list[float]) -> None:
     hub.faults.append(Fault(WEIGHTS_BODY, cut=0))
     with pytest.raises(StepError, match="does not answer"):
         fetch()
+    assert waits == [1] * 5
     assert not blob_of(home, WEIGHTS).exists()
 
 
@@ -294,53 +306,70 @@ def test_a_bit_that_is_wrong_again_is_an_error_and_stays_nowhere(
 @pytest.mark.parametrize(
     ("status", "requests"),
     [
-        (429, [RESOLVE, "HEAD .*/model.safetensors", WEIGHTS_BODY]),
-        (503, [RESOLVE, "HEAD .*/model.safetensors"]),
+        # Where a file is gets asked once more at first without waiting.
+        (429, {RESOLVE: 1, "HEAD .*/model.safetensors": 2, WEIGHTS_BODY: 1}),
+        (503, {RESOLVE: 1, "HEAD .*/model.safetensors": 2}),
     ],
 )
-def test_a_hub_that_asks_to_wait_is_asked_again(
-    hub: Hub, repository: Repository, status: int, requests: list[str]
+def test_a_hub_that_asks_to_wait_is_asked_again_then(
+    hub: Hub, repository: Repository, status: int, requests: dict[str, int], waits: list[float]
 ) -> None:
-    for request in requests:
-        hub.faults.append(Fault(request, times=1, status=status, headers={"Retry-After": "0"}))
+    for request, times in requests.items():
+        hub.faults.append(Fault(request, times=times, status=status, headers={"Retry-After": "70"}))
     assert_whole(fetch())
+    assert waits == [71] * len(requests), "a second more, for what was rounded"
 
 
 @pytest.mark.parametrize(
-    ("status", "says"), [(429, "429.*try again after 0 s"), (503, "503.*try again"), (403, r"refuses \S+ \(403")]
+    ("status", "headers", "says", "waited"),
+    [
+        (429, {"Retry-After": "70"}, "429.*try again after 70 s", [71, 71]),
+        (503, {}, "503.*try again later", [1, 2]),
+        (403, {}, r"refuses \S+ \(403", []),
+    ],
 )
 def test_a_hub_that_does_not_say_which_commit_it_is_is_an_error_though_the_cache_has_one(
-    hub: Hub, repository: Repository, status: int, says: str
+    hub: Hub,
+    repository: Repository,
+    status: int,
+    headers: dict[str, str],
+    says: str,
+    waited: list[float],
+    waits: list[float],
 ) -> None:
     fetched = fetch()
-    hub.faults.append(Fault(RESOLVE, status=status, headers={"Retry-After": "0"}))
+    hub.faults.append(Fault(RESOLVE, status=status, headers=headers))
     with pytest.raises(StepError, match=says):
         fetch()
+    assert waits == waited
     assert fetch(offline=True) == fetched
 
 
 @pytest.mark.parametrize(("status", "says"), [(403, "the hub refuses"), (503, "the hub answers 503 for")])
 def test_a_body_that_the_hub_refuses_is_an_error_and_the_next_fetch_is_right(
-    hub: Hub, repository: Repository, home: Path, status: int, says: str
+    hub: Hub, repository: Repository, home: Path, status: int, says: str, waits: list[float]
 ) -> None:
     hub.faults.append(Fault(WEIGHTS_BODY, times=1, status=status))
     with pytest.raises(StepError, match=rf"{says} {hub.cdn}/cdn/\w+") as raised:
         fetch()
     assert "Signature" not in str(raised.value)
+    assert waits == []
     assert not blob_of(home, WEIGHTS).exists()
     assert_whole(fetch())
 
 
-@pytest.mark.slow
-def test_a_file_that_the_hub_does_not_get_ready_is_an_error(hub: Hub, repository: Repository, home: Path) -> None:
+def test_a_file_that_the_hub_does_not_get_ready_is_an_error(
+    hub: Hub, repository: Repository, home: Path, waits: list[float]
+) -> None:
     hub.faults.append(Fault("HEAD .*/model.safetensors", status=503))
     with pytest.raises(StepError, match="answers 503"):
         fetch()
+    assert waits == [1, 2, 4, 8, 8]
     assert not blob_of(home, WEIGHTS).exists()
 
 
 def test_a_hub_that_is_gone_is_an_error_and_offline_takes_what_the_cache_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
 ) -> None:
     with serving_hub(tmp_path / "other") as other:
         other.repository(NAME).commit(FILES)
@@ -349,17 +378,19 @@ def test_a_hub_that_is_gone_is_an_error_and_offline_takes_what_the_cache_holds(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "other" / "hub"))
     with pytest.raises(StepError, match=rf"{other.url} does not answer .*fetch_model\.offline=true"):
         fetch()
+    assert waits == [1, 2]
     assert fetch(offline=True) == fetched
 
 
 def test_a_hub_that_never_answers_is_given_up(
-    hub: Hub, repository: Repository, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, repository: Repository, monkeypatch: pytest.MonkeyPatch, waits: list[float]
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
     end = Event()
     hub.faults.append(Fault(RESOLVE, before=end.wait))
     with pytest.raises(StepError, match="does not answer"):
         fetch()
+    assert waits == [1, 2]
     end.set()
 
 

@@ -9,7 +9,14 @@ from cyclonedx.validation.json import JsonStrictValidator
 from steps.flow.files import File
 from steps.registry.bom import ml_bom
 
-TAGS = {"wrapper": "onnx", "model.sha256": "b" * 64, "model.location": "someone/echo", "model.licence": "mit"}
+TAGS = {
+    "wrapper": "onnx",
+    "model.sha256": "b" * 64,
+    "model.source": "hub",
+    "model.location": "someone/echo",
+    "model.licence": "mit",
+}
+LOCAL = {"model.source": "local", "model.location": "models/tiny_phi3"}
 FILES = [File("MLmodel", 3, "a" * 64), File("artifacts/onnx/model.onnx", 7, "c" * 64)]
 METRICS = {"task.accuracy": 0.9, "task.accuracy_low": 0.85, "task.accuracy_high": 0.95, "cost.size_bytes": 10}
 
@@ -22,7 +29,7 @@ def bom(**tags: str) -> str:
 
 @pytest.mark.parametrize(
     "tags",
-    [{}, {"model.licence": "not stated"}, {"model.licence": "a licence of our own"}, {"model.location": "models/tiny"}],
+    [{}, {"model.licence": "not stated"}, {"model.licence": "a licence of our own"}, LOCAL],
 )
 def test_it_keeps_to_the_schema(tags: dict[str, str]) -> None:
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bom(**tags)) is None
@@ -41,6 +48,14 @@ def test_the_model_has_its_licence_its_files_with_hashes_and_its_figures_with_in
     )
     assert accuracy["confidenceInterval"] == {"lowerBound": "0.85", "upperBound": "0.95"}
     assert (accuracy["value"], size["value"]) == ("0.9", "10")
+
+
+def test_it_links_the_hub_for_a_model_that_is_from_there_and_for_no_folder() -> None:
+    origins = [
+        [reference["url"] for reference in json.loads(text)["metadata"]["component"].get("externalReferences", [])]
+        for text in (bom(), bom(**LOCAL))
+    ]
+    assert origins == [["https://huggingface.co/someone/echo"], []]
 
 
 def test_its_packages_can_be_looked_up_and_the_model_depends_on_them() -> None:

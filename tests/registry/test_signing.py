@@ -110,6 +110,20 @@ def test_a_key_that_cannot_sign_is_refused_without_a_word_of_what_it_holds(
         compose_config(["register.sign_key=/nowhere"])
 
 
+@pytest.mark.parametrize("password", [None, "open barley"])
+def test_with_a_key_that_cannot_sign_a_first_registration_changes_nothing(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, password: str | None
+) -> None:
+    if password:
+        monkeypatch.setenv("SIGN_KEY_PASSWORD", password)
+    locked, _ = keys(tmp_path / "locked", password="open sesame")
+    evaluate = evaluated(tmp_path, built(tmp_path, "Yes!"), built(tmp_path, "yes"), ["yes"] * 60)
+    overrides = [f"evaluate_run_id={evaluate.info.run_id}", f"register.sign_key={locked}"]
+    with pytest.raises(StepError, match="cannot sign"):
+        main(compose_config(["register.name=echo", *overrides]), [])
+    assert not MlflowClient().search_registered_models()
+
+
 @pytest.mark.slow
 def test_the_private_key_is_in_no_run(signed: tuple[Path, Path], tmp_path: Path) -> None:
     secret = (tmp_path / "keys" / "private.pem").read_text().splitlines()[1]
