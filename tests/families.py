@@ -2,7 +2,7 @@
 
 llama     Llama 3's: byte-level tokens behind its split into words, a BOS token by post-processor, two end tokens
 mistral   Mistral's: a sliding window; Metaspace before the first word, byte fallback, [INST] and no system role
-qwen3     Qwen3's: tied embeddings, heads with norms of their own, byte-level tokens after NFC, ChatML
+qwen3     Qwen3's: tied embeddings, heads with norms of their own, byte-level tokens after NFC, ChatML, <think>
 phi3_gqa  Phi-3's with two keys for four queries: a window; "▁" before every text, control tokens that eat white space
 """
 
@@ -136,6 +136,13 @@ def _llama_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def _qwen_tokenizer() -> Tokenizer:
+    tokenizer = byte_level(("<|endoftext|>", "<|im_start|>", "<|im_end|>"), nfc=True)
+    marks = ("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<think>", "</think>")
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in marks])
+    return tokenizer
+
+
 def _mistral_tokenizer() -> Tokenizer:
     tokenizer = sentencepiece_like(("[INST]", "[/INST]"), every_text=False, rstrip=False)
     bos = ("<s>", tokenizer.token_to_id("<s>"))
@@ -155,7 +162,7 @@ FAMILIES = {
     "mistral": Family("Mistral", _mistral_tokenizer, "<s>", ("</s>",), MISTRAL, {"sliding_window": WINDOW}),
     "qwen3": Family(
         "Qwen3",
-        lambda: byte_level(("<|endoftext|>", "<|im_start|>", "<|im_end|>"), nfc=True),
+        _qwen_tokenizer,
         None,
         ("<|im_end|>", "<|endoftext|>"),
         CHATML,

@@ -31,7 +31,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -162,8 +162,8 @@ def read_integer(row: Row, field: str, default: int, low: int, high: int) -> int
 
 def read_stop(row: Row) -> tuple[str, ...]:
     """Return the stop strings of *row*, given as one string or a list of them."""
-    value = row.get("stop") or []
-    stop = [value] if isinstance(value, str) else value
+    value = row.get("stop")
+    stop = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
         refuse(f"stop={brief(value)} is neither a string nor a list of strings of at least 1 character")
     return tuple(stop)
@@ -216,18 +216,19 @@ def read_rows(model_input: object) -> list[dict[str, Any]]:
     """Return a table, one row, or a list of rows as dicts of plain values; what is absent is left out."""
     rows: list[Any] = model_input if isinstance(model_input, list) else [model_input]
     if isinstance(model_input, pd.DataFrame):
-        rows = model_input.to_dict("records")
+        # A table has a cell for every row and field: what a row leaves out shows as NaN or NA there, and only there.
+        cells = model_input.to_dict("records")
+        rows = [{field: value for field, value in row.items() if not _is_empty(value)} for row in cells]
     if not rows:
         refuse("the request has 0 rows: at least 1 is needed")
     for row in rows:
         if not isinstance(row, dict):
             refuse(f"{brief(row)} is not an object with fields")
-    # A table has a cell for every row and field: what a row leaves out shows as NaN or NA there.
-    return [{field: _plain(value) for field, value in row.items() if not _is_absent(value)} for row in rows]
+    return [{field: _plain(value) for field, value in row.items() if value is not None} for row in rows]
 
 
-def _is_absent(value: object) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+def _is_empty(cell: object) -> bool:
+    return cell is pd.NA or (isinstance(cell, float) and math.isnan(cell))
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401  # whatever JSON, a table or Parquet brings
@@ -273,6 +274,25 @@ def compile_template(source: str) -> jinja2.Template:
     return environment.from_string(source)
 
 
+ORDINARY = (
+    r"<0x[0-9A-F]{2}>|</?([abipsu]|blockquote|br|caption|code|div|em|h[1-6]|hr|img|li|ol|pre|span|strong|sub|sup|table"
+    r"|tbody|td|tfoot|th|thead|tr|ul)>"
+)
+
+
+def looks_like_control(token: str) -> bool:
+    """Return whether an added token of a tokenizer is a mark such as <tool_call>, special or not, and no mere text.
+
+    Tokenizers also add runs of white space, words, bytes (<0x0A>) and the tags of HTML, which are part of ordinary
+    text: their ids have to stay those of transformers.
+    """
+    return bool(re.fullmatch(r"<\S{2,}>|\[\S{2,}\]", token)) and not re.fullmatch(ORDINARY, token)
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))  # the longest first
+
+
 class Text:
     """The tokenizer and chat template of a model folder: ids and text equal to those of transformers.
 
@@ -292,15 +312,17 @@ class Text:
         others = [spec["normalizer"]] if spec.get("normalizer") else []
         spec["normalizer"] = {"type": "Sequence", "normalizers": [remove, *others]}
         special = [token for token in spec["added_tokens"] if token["special"]]
-        for token in special:
+        marks = [token for token in spec["added_tokens"] if looks_like_control(token["content"])]
+        for token in (*special, *marks):
             token["normalized"] = False  # True: looked for after normalising
         self._tokenizer = Tokenizer.from_str(json.dumps(spec))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # Phi-3 lists </s> among its ordinary added tokens.
-        control = {"<s>", "</s>"}.union(token["content"] for token in special)
-        longest_first = sorted((text for text in control if len(text) > 1), key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, longest_first)))
+        control = {"<s>", "</s>"}.union(token["content"] for token in special if len(token["content"]) > 1)
+        # Templates look for marks such as </think> in what the assistant said, and often leave out what is before.
+        self._control = {"assistant": _any_of(control)}
+        self._control["user"] = self._control["system"] = _any_of(control.union(token["content"] for token in marks))
 
         self._special_ids = frozenset(token["id"] for token in special)
         byte_tokens = (self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
@@ -321,15 +343,17 @@ class Text:
         """Return the ids of *messages* under the chat template, up to where the assistant answers."""
         if self._template is None:
             refuse("messages: this model has no chat template; log it with interface=prompt")
-        safe = [{key: self._disarm(value) for key, value in message.items()} for message in messages]
+        safe = [{key: self._disarm(value, message["role"]) for key, value in message.items()} for message in messages]
         try:
             prompt = self.render(safe)
         except TemplateError as error:
             refuse(f"messages: the model's chat template says: {error}")
         for index, message in enumerate(safe):
-            # A template without a system role either raises or stays silent about it.
+            # A template without a system role either raises or stays silent about it. Asked by another text, not by
+            # none: where there is none, some templates write one of their own, which may be the very same.
+            other = {**message, "content": f"{message['content']}x"}
             with contextlib.suppress(TemplateError):
-                if message["role"] == "system" and self.render(safe[:index] + safe[index + 1 :]) == prompt:
+                if message["role"] == "system" and self.render([*safe[:index], other, *safe[index + 1 :]]) == prompt:
                     refuse(f"messages[{index}].role='system' is one that the model's chat template leaves out")
         return list(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
 
@@ -354,9 +378,10 @@ class Text:
             messages=messages, tools=None, documents=None, add_generation_prompt=True, **self.named
         )
 
-    def _disarm(self, text: str) -> str:
-        while self._control.search(text):  # again: breaking one look-alike may uncover one that overlaps it
-            text = self._control.sub(lambda match: match[0][0] + self.BREAK + match[0][1:], text)
+    def _disarm(self, text: str, role: str) -> str:
+        control = self._control[role]
+        while control.search(text):  # again: breaking one look-alike may uncover one that overlaps it
+            text = control.sub(lambda match: match[0][0] + self.BREAK + match[0][1:], text)
         return text
 
 
@@ -541,7 +566,9 @@ class Worker:
         # The thread does not refer to this object. So it ends when the last user of this object goes, or Python
         # exits, and the process with it.
         self._thread = threading.Thread(
-            target=_listen, args=(self._connection, self._process, self._answers, end_ids, closing), daemon=True
+            target=_listen,
+            args=(self._connection, self._sending, self._process, self._answers, end_ids, closing),
+            daemon=True,
         )
         self.close = weakref.finalize(self, _end, self._process, self._thread, closing, self._owner)
 
@@ -575,32 +602,55 @@ class Worker:
 
     def _send(self, **message: object) -> None:
         try:
-            with self._sending:
-                self._connection.send_bytes(json.dumps(message).encode())
+            _send(self._connection, self._sending, message)
         except OSError:  # the process is gone
             _mourn(self._process, self._answers, None)
 
 
+def _send(connection: Connection, sending: threading.Lock, message: dict[str, Any]) -> None:
+    with sending:
+        connection.send_bytes(json.dumps(message).encode())
+
+
+def _drop(connection: Connection, sending: threading.Lock, ids: list[int]) -> None:
+    with contextlib.suppress(OSError):  # the process is gone: _listen hears of it
+        _send(connection, sending, {"drop": ids})
+
+
 def _listen(
     connection: Connection,
+    sending: threading.Lock,
     process: "subprocess.Popen[bytes]",
     answers: dict[int, Answer],
     end_ids: frozenset[int],
     closing: threading.Event,
 ) -> None:
     """Hand on what the process says, until it is gone."""
-    with contextlib.suppress(EOFError, OSError):
+    failure = None
+    try:
         while True:
             message = json.loads(connection.recv_bytes())
+            unwanted = []
             for number, tokens in message["tokens"]:
                 if answer := answers.get(number):
                     _push(answer, tokens, end_ids)
-                    if tokens[-1] in end_ids or len(answer.tokens) == answer.request.max_tokens:
+                    ended = tokens[-1] in end_ids or len(answer.tokens) == answer.request.max_tokens
+                    if ended or answer.finished.is_set():
                         answers.pop(number, None)
+                    if not ended and answer.finished.is_set():  # by a stop string, of which the process knows nothing
+                        unwanted.append(number)
             for number, how, why in message["error"]:
                 if answer := answers.pop(number, None):
                     answer.end(how, why)
-    _mourn(process, answers, CLOSED if closing.is_set() else None)
+            if unwanted:
+                # Not from here: this thread has to read on, or it and the process could wait for each other to read.
+                threading.Thread(target=_drop, args=(connection, sending, unwanted), daemon=True).start()
+    except (EOFError, OSError):
+        pass
+    except Exception as error:  # noqa: BLE001  # whatever it is, those who wait must hear of it
+        process.kill()  # nobody listens to it any more
+        failure = f"the model's process was not understood, {brief_error(error)}; the next request starts it again"
+    _mourn(process, answers, CLOSED if closing.is_set() else failure)
 
 
 def _push(answer: Answer, tokens: list[int], end_ids: frozenset[int]) -> None:
@@ -608,7 +658,12 @@ def _push(answer: Answer, tokens: list[int], end_ids: frozenset[int]) -> None:
         for token in tokens:
             answer.push(token, is_end=token in end_ids)
     except Exception as error:  # noqa: BLE001  # one answer's failure must not end the thread, and so all others
-        answer.end("failed", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        answer.end("failed", brief_error(error))
+
+
+def brief_error(error: Exception) -> str:
+    """Return the kind of *error* and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _mourn(process: "subprocess.Popen[bytes]", answers: dict[int, Answer], why: str | None) -> None:
@@ -637,10 +692,12 @@ def _end(process: "subprocess.Popen[bytes]", thread: threading.Thread, closing: 
         thread.join(timeout=10)
 
 
-def usable_cpus() -> int:
-    """Return how many CPUs this process may use: its affinity, within its container's quota (cgroup v2)."""
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def usable_cpus(limit: Path = CPU_QUOTA) -> int:
+    """Return how many CPUs this process may use: its affinity, within its container's quota, *limit* (cgroup v2)."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = Path("/sys/fs/cgroup/cpu.max")
     quota, period = limit.read_text().split() if limit.exists() else ("max", "0")
     return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
 

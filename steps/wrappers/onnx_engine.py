@@ -23,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,8 @@ import numpy.typing as npt
 STEP_COST, ROW_COST = 2, 1
 # Prompt tokens that a lone row computes between two turns of the others.
 CHUNK = 256
-# Seconds that who asks first waits for the next to ask, where several shared the batch before.
-GATHER = 0.02
+# Seconds that who asks waits for the next to ask, where several shared the batch before; and the first of them in all.
+GATHER, GATHER_IN_ALL = 0.02, 0.05
 # Prefixes are kept in such units. Matrix kernels take rows in groups, so a prompt that goes on from a multiple of
 # this many tokens gets the same logits, to the last bit, as one computed whole.
 GRAIN = 16
@@ -176,7 +177,8 @@ class Scheduler:
         self._batches: list[Batch] = []  # in the order of their turns
         self._kept: list[Batch] = []  # lone ones that ended, the latest last
         self._typical = 64.0  # tokens that an answer still has before it, whatever it has: the mean of recent ones
-        self._together = 1  # rows that began together last
+        self._together = 1  # rows that began together last, those that waited and those that they joined
+        self._since = 0.0  # when the first of those that wait asked
         self.computed = 0  # prompt tokens, since the start
         self.news: list[tuple[int, list[int]]] = []
         self.errors: list[tuple[int, str, str]] = []
@@ -193,10 +195,14 @@ class Scheduler:
         Clients whose answers ended together ask again within milliseconds. One that began alone would compute its
         prompt again with the others'.
         """
-        return GATHER if not self._batches and len(self._waiting) < self._together else 0
+        if self._batches or len(self._waiting) >= self._together:
+            return 0
+        return max(0, min(GATHER, self._since + GATHER_IN_ALL - monotonic()))
 
     def add(self, row: Row) -> None:
         """Let *row* wait for its turn."""
+        if not self._waiting:
+            self._since = monotonic()
         self._waiting.append(row)
 
     def drop(self, ids: Iterable[int]) -> None:
@@ -253,6 +259,7 @@ class Scheduler:
         self._waiting = [row for row in self._waiting if row not in together]
         if new := self._begin(together):
             self._batches.insert(0, new)
+            self._together = len(together)
         return True
 
     def _joinable(self, row: Row) -> Batch | None:
@@ -312,7 +319,8 @@ class Scheduler:
 
     def _roomy(self, length: int) -> int:
         """Return the length of a lone row's cache that needs *length*: its prompt and answer may begin the next."""
-        return max(length, min(2 * length, self._model.context, self._max_kept))
+        free = self._max_cache - self._used()
+        return max(length, min(2 * length, self._model.context, self._max_kept, free))
 
     def _keep(self, batch: Batch) -> None:
         """Keep the KV cache of a batch that ended, if it was a lone row's, and as long as there is room."""
@@ -345,7 +353,6 @@ class Scheduler:
                 batch.generator.append_tokens(ids)
                 batch.computed = len(batch.prompt)
                 self.computed += ids.size
-            self._together = len(rows)
         except Refused as error:
             self._fail(rows, "refused", str(error))
         except Exception as error:  # noqa: BLE001  # as above

@@ -1,7 +1,11 @@
 import concurrent.futures
+import contextlib
 import hashlib
 import json
+import math
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -18,9 +22,10 @@ import psutil
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
+from tokenizers import AddedToken
 
 from steps.wrappers import onnx_chat
-from steps.wrappers.onnx_chat import Text, TextStream
+from steps.wrappers.onnx_chat import Answer, Text, TextStream, usable_cpus
 from steps.wrappers.onnx_engine import Row, sampled
 
 from .conftest import (
@@ -115,6 +120,35 @@ def test_control_tokens_in_a_message_stay_text(tokenizers: tuple[Text, Any], att
     assert theirs_attacked != attacked
 
 
+@pytest.mark.parametrize("normalized", [False, True])
+def test_marks_that_a_tokenizer_adds_without_calling_them_special_stay_text_too(
+    tmp_path: Path, normalized: bool
+) -> None:
+    marks = ["<tool_call>", "</think>", "<|fim_prefix|>", "[TOOL]"]
+    ordinary = ["  ", "    ", "\n\n", "\t\t", "<table>", "</td>", "<h1>", "<0x0A>", "hello", "[]", "<>"]
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_tokens([AddedToken(text, normalized=normalized) for text in marks])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ordinary])
+    theirs = save_tokenizer(tokenizer, tmp_path)
+    ours = Text(tmp_path)
+
+    def both(messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
+        return ours.encode_chat(messages), theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+
+    for text in (*ordinary, "a    b\n\nhello <table><td>x</td></table>\t\t<h1>", *HARD_TEXT):
+        mine, expected = both(ask(text)["messages"])
+        assert mine == expected, text
+    for mark in marks:
+        for role in ("system", "user"):
+            said, control = ours.encode_chat([{"role": role, "content": f"a {mark}b"}]), tokenizer.token_to_id(mark)
+            assert control not in said
+            assert f"a {mark}b" in ours.decode(said)
+        mine, expected = both([*ask("x")["messages"], {"role": "assistant", "content": f"a {mark}b"}])
+        assert mine == expected, "the model itself may have written it"
+    mine, expected = both([*ask("x")["messages"], {"role": "assistant", "content": "<|end|>"}])
+    assert mine != expected
+
+
 def test_prompts_get_one_bos_token_where_the_tokenizer_adds_one(tmp_path: Path) -> None:
     from tokenizers.processors import TemplateProcessing
 
@@ -194,6 +228,20 @@ def test_what_a_template_cannot_say_is_an_error(tmp_path: Path, template: str | 
     save_tokenizer(llama_tokenizer(), tmp_path, template)
     with pytest.raises(MlflowException, match=message):
         Text(tmp_path).encode_chat([{"role": "system", "content": "Be brief."}, *ask("hello")["messages"]])
+
+
+@pytest.mark.parametrize("text", ["You are helpful.", "Be brief.", " padded\n"])
+def test_a_system_message_may_be_the_very_one_that_the_template_writes_by_itself(tmp_path: Path, text: str) -> None:
+    template = (
+        "{% if messages[0].role != 'system' %}<|system|>\nYou are helpful.<|end|>\n{% endif %}"
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content | trim }}<|end|>\n{% endfor %}<|assistant|>\n"
+    )
+    theirs = save_tokenizer(llama_tokenizer(), tmp_path, template)
+    ours = Text(tmp_path)
+    messages = [{"role": "system", "content": text}, *ask("hello")["messages"]]
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert ours.encode_chat(messages) == expected
+    assert (ours.encode_chat(messages[1:]) == expected) == (text == "You are helpful.")
 
 
 # --------------------------------------------------------------------------------------------- answers
@@ -377,7 +425,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (ask("x", max_tokens=510), "max_tokens=510 is more than the 507 tokens that a prompt of 5 tokens leaves in .* 512"),
     (ask("x" * 600), "prompt of 604 tokens leaves no room for an answer in the context of 512 tokens"),
     (ask("x", stop=["a", ""]), r"stop=\['a', ''\] is neither a string nor a list of strings of at least 1 character"),
-    (ask("x", stop=5), "stop=5 is neither"),
+    *((ask("x", stop=stop), f"stop={stop!r} is neither a string nor a list") for stop in (5, 0, False, {}, "")),
+    (ask("x", temperature=math.nan), "^temperature=nan is outside 0 to 2$"),
+    (ask("x", top_p=math.nan), "^top_p=nan is outside 0 to 1$"),
+    (ask("x", seed=math.nan), "^seed=nan is outside -9223372036854775808 to 9223372036854775807$"),
+    (ask("x", stop=math.nan), "stop=nan is neither"),
     (ask("x", max_token=5), "max_token=5 is not supported; messages, max_tokens, "),
     (ask("x", tools=[{"type": "function"}]), r"tools=\[.*\] is not supported"),
     (ask("x", frequency_penalty=0.5), "frequency_penalty=0.5 is not supported"),
@@ -462,16 +514,68 @@ def test_a_short_answer_does_not_wait_for_a_long_one(chat: Any) -> None:
     stream.close()
 
 
-def test_an_abandoned_stream_frees_the_model(chat: Any) -> None:
-    stream = chat.predict_stream(ask("hello", max_tokens=450, n=16))
-    next(stream)
-    stream.close()
-    started = time.monotonic()
-    chat.predict(ask("hello", max_tokens=1))
-    abandoned = time.monotonic() - started
-    started = time.monotonic()
-    chat.predict(ask("hello", max_tokens=450, n=16))
-    assert abandoned < (time.monotonic() - started) / 2
+ECHO = """
+import contextlib, json, sys
+from multiprocessing.connection import Connection
+
+connection = Connection(int(sys.argv[1]))
+connection.send_bytes(b'{"ready": true}')
+rows = []
+with contextlib.suppress(EOFError, OSError):
+    while True:
+        message = json.loads(connection.recv_bytes())
+        added, dropped = message.get("add", []), message.get("drop", [])
+        rows += [row["id"] for row in added]
+        told = [[row["id"], [t]] for row in added if row["at_once"] for t in row["prompt"][: row["max_tokens"] - 1]]
+        failed = [[row, "failed", f"dropped {dropped}"] for row in rows if dropped]
+        connection.send_bytes(json.dumps({"tokens": told, "error": failed}).encode())
+"""
+"""An engine that sends a row its own prompt, less than was asked for, and fails all rows once some are dropped."""
+
+
+@pytest.fixture
+def echo(onnx_folder: Path, tmp_path: Path) -> onnx_chat.OnnxChatModel:
+    (tmp_path / "echo.py").write_text(ECHO)
+    return load(onnx_folder, tmp_path / "echo.py")
+
+
+def answer_to(model: onnx_chat.OnnxChatModel, prompt: str, **options: Any) -> Answer:
+    """Return an answer that does not begin before it is generated."""
+    request = onnx_chat.read_request(options, model.text.encode_prompt(prompt), model.engine.context, 100)
+    return Answer(request, model.text, 0)
+
+
+def test_an_abandoned_stream_frees_the_model(echo: onnx_chat.OnnxChatModel) -> None:
+    waiting = answer_to(echo, "hello")
+    with echo.engine.generating([waiting]):
+        stream = echo.predict_stream(None, ask("hello", max_tokens=1, n=3))
+        next(stream)
+        stream.close()
+        assert waiting.finished.wait(60)
+    assert waiting.error == "dropped [1, 2, 3]"
+
+
+def test_an_answer_that_met_its_stop_string_is_given_up_while_others_of_its_call_go_on(
+    echo: onnx_chat.OnnxChatModel,
+) -> None:
+    stopped, waiting = answer_to(echo, "hello world, the quick", stop="wor"), answer_to(echo, "hello")
+    with echo.engine.generating([stopped, waiting]):
+        assert waiting.finished.wait(60)
+    assert (stopped.text, stopped.finish_reason) == ("hello ", "stop")
+    assert waiting.error == "dropped [0]"
+
+
+def test_a_process_that_talks_nonsense_fails_what_it_was_at(onnx_folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "nonsense.py"
+    script.write_text(ECHO.replace('{"tokens": told, "error": failed}', '"what?"'))
+    model = load(onnx_folder, script)
+    waiting = answer_to(model, "hello")
+    with model.engine.generating([waiting]):
+        assert waiting.finished.wait(60)
+    assert waiting.error == (
+        "the model's process was not understood, TypeError: string indices must be integers, not 'str'; "
+        "the next request starts it again"
+    )
 
 
 def test_a_failure_of_og_is_an_error_and_the_model_goes_on(onnx_folder: Path) -> None:
@@ -532,11 +636,12 @@ def test_a_prompt_that_ends_with_the_pad_token_is_read_whole(prompt: Any, checkp
 # --------------------------------------------------------------------------- threads, process, serving
 
 
-def load(folder: Path, **model_config: Any) -> onnx_chat.OnnxChatModel:
+def load(folder: Path, engine: Path | None = None, **model_config: Any) -> onnx_chat.OnnxChatModel:
     from mlflow.pyfunc.model import PythonModelContext
 
     model = onnx_chat.OnnxChatModel()
-    model.load_context(PythonModelContext({"onnx": str(folder)}, model_config))
+    artifacts = {"onnx": str(folder)} | ({"engine": str(engine)} if engine else {})
+    model.load_context(PythonModelContext(artifacts, model_config))
     return model
 
 
@@ -546,17 +651,6 @@ def test_threads_get_their_own_answers(chat: Any) -> None:
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda row: text_of(chat.predict(row)[0]), rows))
     assert answers == expected
-
-
-def test_answers_that_wait_share_a_batch(chat: Any) -> None:
-    def seconds(rows: list[dict[str, Any]]) -> float:
-        started = time.monotonic()
-        chat.predict(rows)
-        return time.monotonic() - started
-
-    rows = [ask("hello", max_tokens=200, temperature=0, n=1) for _ in range(12)]
-    seconds(rows)
-    assert seconds(rows) < 0.7 * sum(seconds([row]) for row in rows)
 
 
 def test_batches_keep_to_their_limits(onnx_folder: Path, chat: Any) -> None:
@@ -616,6 +710,28 @@ def test_a_process_uses_its_threads_and_ends_cleanly_amid_an_answer(onnx_folder:
     assert engine_threads == threads
     assert not psutil.pid_exists(engine)
     assert digests(onnx_folder) == before
+
+
+def test_a_process_uses_the_cpus_that_it_may_use_where_it_is_loaded(onnx_folder: Path) -> None:
+    one = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+    command = [sys.executable, "-c", one + PROCESS, str(onnx_folder), "0"]
+    ended = subprocess.run(
+        command, cwd=Path(onnx_chat.__file__).parents[2], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.split()[0] == "1"
+
+
+@pytest.mark.parametrize(
+    ("quota", "cpus"), [("max 100000", 3), ("900000 100000", 3), ("250000 100000", 2), ("50000 100000", 1)]
+)
+def test_the_quota_of_a_container_limits_the_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cpus: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert usable_cpus(tmp_path / "cpu.max") == cpus
+    assert usable_cpus(tmp_path / "no quota here") == 3
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -702,17 +818,27 @@ def server(chat: Any) -> Iterator[str]:
     thread.join()
 
 
+@contextlib.contextmanager
+def halted(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
 def test_a_server_answers_ping_while_it_generates(server: str, chat: Any) -> None:
     headers = {"Content-Type": "application/json"}
-    body = json.dumps(ask("hello", max_tokens=450, n=8, temperature=2, top_p=0.99, seed=1)).encode()
+    body = json.dumps(ask("hello", max_tokens=40, n=8)).encode()
+    worker = chat.unwrap_python_model().engine._worker
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        answer = pool.submit(urllib.request.urlopen, urllib.request.Request(server, body, headers))
-        worker = chat.unwrap_python_model().engine._worker
-        while not worker._answers:
-            time.sleep(0.001)
-        with urllib.request.urlopen(server.replace("invocations", "ping")) as response:
-            assert response.status == 200
-        assert worker._answers  # still at it
+        with halted(worker._process):  # as if a step took for ever
+            answer = pool.submit(urllib.request.urlopen, urllib.request.Request(server, body, headers))
+            while not worker._answers and not answer.done():
+                time.sleep(0.001)
+            with urllib.request.urlopen(server.replace("invocations", "ping"), timeout=60) as response:
+                assert response.status == 200
+            assert not answer.done()
         assert answer.result().status == 200
 
 
@@ -733,5 +859,10 @@ def test_a_server_answers_refuses_and_goes_on(server: str, chat: Any) -> None:
         status, error = post(row)
         assert status == 400
         assert message in error
+    for form in ("dataframe_split", "dataframe_records", "instances"):
+        status, error = post({form: [ask("hello")]})
+        assert status == 400
+        assert "must be a dictionary with 'inputs' key" in error
+        assert "\n" not in error
     status, answers = post({"inputs": [ask("hello"), ask("hello", max_tokens=1)]})
     assert (status, text_of(answers["predictions"][0])) == (200, expected)

@@ -9,6 +9,7 @@ import pytest
 
 from steps.build_onnx_wrapper import build_onnx
 from steps.flow.command_line import compose_config
+from steps.wrappers import onnx_engine
 from steps.wrappers.onnx_engine import GRAIN, Model, Row, Scheduler
 from tests.conftest import ROOT
 
@@ -123,6 +124,15 @@ def test_a_row_that_joins_a_running_batch_changes_nobodys_answer(model: Model) -
     assert [each.tokens for each in rows] == alone
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the time that the scheduler reads, which stands still."""
+    now = [1000.0]
+    monkeypatch.setattr(onnx_engine, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.usefixtures("clock")
 def test_clients_that_shared_a_batch_are_waited_for_until_as_many_ask_again(model: Model) -> None:
     engine = scheduler(model)
     engine.add(row(prompt_of(20)))
@@ -143,6 +153,40 @@ def test_clients_that_shared_a_batch_are_waited_for_until_as_many_ask_again(mode
     assert engine.patience == 0, "alone again"
 
 
+def test_who_asks_first_waits_50_ms_at_most_however_the_others_trickle_in(model: Model, clock: list[float]) -> None:
+    engine = scheduler(model)
+    answers(engine, *(row(prompt_of(20, seed)) for seed in range(8)))
+    for seed, patience in enumerate([0.02, 0.02, 0.012]):  # at 0, 19 and 38 ms
+        engine.add(row(prompt_of(20, seed)))
+        assert engine.patience == pytest.approx(patience)
+        clock[0] += 0.019
+    assert engine.patience == 0
+
+
+def test_rows_that_are_added_together_are_one_batch(model: Model) -> None:
+    engine = scheduler(model)
+    for seed in range(6):
+        engine.add(row(prompt_of(20 + seed, seed)))
+    engine.turn()
+    assert [len(batch.rows) for batch in engine._batches] == [6]
+
+
+def test_rows_that_nobody_waits_for_are_given_up(model: Model) -> None:
+    engine = scheduler(model)
+    rows = [row(prompt_of(20, seed), 400) for seed in range(4)]
+    for each in rows:
+        engine.add(each)
+    for _ in range(3):
+        engine.turn()
+    shown = [len(each.tokens) for each in rows]
+    engine.drop([each.id for each in rows])
+    assert not engine.idle
+    engine.turn()
+    assert engine.idle
+    assert [len(each.tokens) for each in rows] == shown
+
+
+@pytest.mark.usefixtures("clock")
 def test_rows_that_outlast_their_batch_go_on_without_the_others(model: Model) -> None:
     lengths = [100, 3, 5, 7]
     prompts = [prompt_of(20, seed) for seed in range(4)]
@@ -156,6 +200,8 @@ def test_rows_that_outlast_their_batch_go_on_without_the_others(model: Model) ->
     assert [len(batch.rows) for batch in engine._batches] == [1]
     answers(engine)
     assert [each.tokens for each in rows] == alone
+    engine.add(row(prompts[0]))
+    assert engine.patience > 0, "four began together last, whoever outlasted whom"
 
 
 def test_a_long_prompt_lets_others_take_their_turns(model: Model) -> None:
@@ -175,12 +221,14 @@ def test_a_long_prompt_lets_others_take_their_turns(model: Model) -> None:
     ]
 
 
-def test_rows_beyond_the_cache_wait(model: Model) -> None:
-    engine = scheduler(model, max_batch_tokens=200, max_kept_tokens=0)
-    rows = [row(prompt_of(70, seed), 20) for seed in range(5)]
+@pytest.mark.parametrize("kept", [0, 200])
+@pytest.mark.parametrize(("lengths", "cache"), [([70] * 5, 200), ([250, 50, 250, 50, 50], 400)])
+def test_rows_beyond_the_cache_wait(model: Model, lengths: list[int], cache: int, kept: int) -> None:
+    engine = scheduler(model, max_batch_tokens=cache, max_kept_tokens=kept)
+    rows = [row(prompt_of(length, seed), 20) for seed, length in enumerate(lengths)]
     for each in rows:
         engine.add(each)
     while not engine.idle:
         engine.turn()
-        assert sum(batch.cache for batch in engine._batches) <= 200
+        assert sum(batch.cache for batch in [*engine._batches, *engine._kept]) <= cache
     assert [r.tokens for r in rows] == [answers(scheduler(model), row(r.prompt, 20))[0] for r in rows]
