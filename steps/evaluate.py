@@ -5,6 +5,7 @@ fails, and with it the chain, when a gate does not pass.
 """
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -54,11 +55,16 @@ def fetched(uri: str, folder: Path) -> Path:
 
 
 def log_measurements(found: Measurements, metrics: Mapping[str, float], model_ids: Mapping[str, str | None]) -> None:
-    """Log *metrics*, and the series over prompt lengths, each linked to the logged model of its candidate."""
+    """Log *metrics*, and the series over prompt lengths, each linked to the logged model of its candidate.
+
+    What is not finite is the run's alone: of a logged model MLflow would show NaN as 0, and infinity as a number.
+    """
     mlflow.set_tags({f"threads.{name}": str(threads) for name, threads in found.threads.items()})
     for name, model_id in model_ids.items():
         own = {metric: value for metric, value in metrics.items() if metric.startswith(f"{name}.")}
-        mlflow.log_metrics(own, model_id=model_id)
+        finite = {metric: value for metric, value in own.items() if math.isfinite(value)}
+        mlflow.log_metrics(finite, model_id=model_id)
+        mlflow.log_metrics({metric: value for metric, value in own.items() if metric not in finite})
         for tokens, values in by_prompt_length(
             [timing for timing in found.timings if timing.candidate == name]
         ).items():

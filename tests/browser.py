@@ -22,7 +22,7 @@ A_MOMENT = 200
 
 
 class NoNetwork(QWebEngineUrlRequestInterceptor):
-    """Lets a page load itself, and notes and stops whatever else it asks for."""
+    """Lets a page load itself, and what it made itself, and notes and stops whatever else it asks for."""
 
     def __init__(self, page: QUrl) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class NoNetwork(QWebEngineUrlRequestInterceptor):
         self.requests: list[str] = []
 
     def interceptRequest(self, info: Any) -> None:
-        if info.requestUrl() != self.page:
+        if info.requestUrl() != self.page and info.requestUrl().scheme() != "blob":
             self.requests.append(info.requestUrl().toString())
             info.block(True)
 
@@ -49,11 +49,11 @@ class Page(QWebEnginePage):
 
 
 def run(page: Page, script: str) -> Any:
-    """Return what *script* gives in *page*, a moment from now."""
+    """Return what *script* gives in *page*, or in its first frame where it has one, a moment from now."""
     loop, found = QEventLoop(), []
     page.runJavaScript("0", lambda _: QTimer.singleShot(A_MOMENT, loop.quit))
     loop.exec()
-    page.runJavaScript(script, lambda got: (found.append(got), loop.quit()))
+    (page.mainFrame().children() or [page])[0].runJavaScript(script, lambda got: (found.append(got), loop.quit()))
     loop.exec()
     return found[0]
 

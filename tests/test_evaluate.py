@@ -1,14 +1,19 @@
 """The step around the evaluation: which questions, in whose words, and what the terminal shows."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import mlflow
 import pytest
+from mlflow import MlflowClient
 
+from steps.evaluate import log_measurements
 from steps.flow.command_line import compose_config
 from steps.flow.errors import ConfigError
 from steps.flow.schema import Evaluate
 from steps.flow.task import read_examples
+from steps.measurement.candidates import Measurements
 from steps.measurement.results import scores, summary
 from tests.conftest import ROOT, run
 
@@ -74,6 +79,18 @@ def test_the_scores_are_a_table_in_markdown_with_intervals() -> None:
         "|---|---|---|",
         "| Right answers |  | 50.0\u00a0% (40.0 to 60.0\u00a0%) |",
     ]
+
+
+def test_what_is_not_finite_is_a_metric_of_the_run_and_of_no_model(store: str) -> None:
+    figures = {"onnx.fidelity.kl_mean": math.nan, "onnx.fidelity.kl_max": math.inf, "onnx.task.accuracy": 0.5}
+    with mlflow.start_run():
+        model = mlflow.initialize_logged_model(name="onnx")
+    with mlflow.start_run() as active:
+        log_measurements(Measurements(), figures, {"onnx": model.model_id})
+    client = MlflowClient(store)
+    linked = {metric.key: metric.value for metric in client.get_logged_model(model.model_id).metrics or []}
+    assert linked == {"onnx.task.accuracy": 0.5}
+    assert math.isnan(client.get_run(active.info.run_id).data.metrics["onnx.fidelity.kl_mean"])
 
 
 def test_the_presets_of_the_evaluation_name_files_that_exist() -> None:

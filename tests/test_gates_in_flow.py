@@ -203,7 +203,7 @@ def test_a_slow_build_fails_the_gate_of_speed_alone(built: Built, reference: Can
     step = "        batch.generator.generate_next_token()\n"
     source = code.read_text()
     assert source.count(step) == 1
-    code.write_text(source.replace(step, f"        __import__('time').sleep(0.5)\n{step}"))
+    code.write_text(source.replace(step, f"        __import__('time').sleep(0.1)\n{step}"))
     verdicts = verdicts_on(reference, folder, "evaluate.limit=2", "evaluate.contract_examples=1")
     assert failed(verdicts) == {"onnx_speed"}
 
@@ -219,14 +219,20 @@ def test_too_few_examples_are_inconclusive_and_nothing_fails(
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("source", "change"), [("int4", noisy), ("fp32", in_2_bits)])
-def test_a_flow_stops_at_the_gates_of_a_build_that_is_damaged_or_quantised_too_far(
-    built: Built, tmp_path: Path, source: str, change: Change
-) -> None:
-    bad = logged(built, damaged(getattr(built, source), tmp_path / "onnx", change))
+def test_a_flow_stops_at_the_gates_of_a_build_that_is_quantised_too_far(built: Built, tmp_path: Path) -> None:
+    bad = logged(built, damaged(built.fp32, tmp_path / "onnx", in_2_bits))
     inputs = [f"pipeline_run_id={built.runs['build_pipeline_wrapper'].info.run_id}", f"onnx_run_id={bad.info.run_id}"]
     done = run(
-        *("python", "-m", "steps.main", "steps=[evaluate,register]", *inputs, *QUICK, "register.name=bad"),
+        *(
+            "python",
+            "-m",
+            "steps.main",
+            "steps=[evaluate,register]",
+            *inputs,
+            *QUICK,
+            "evaluate.limit=100",
+            "register.name=bad",
+        ),
         MLFLOW_TRACKING_URI=built.store,
         MLFLOW_EXPERIMENT_NAME="damage",
     )

@@ -24,7 +24,8 @@ OnAnswer = Callable[[int, int], None]
 class Answer:
     """What a candidate said to one example in *seconds* of wall time; no text when *error* is set.
 
-    Of a multiple choice, *text* is the choice taken and *likelihoods* the log-probability of each, in nats.
+    The numbers of tokens are what it said they were, if it did. Of a multiple choice, *text* is the choice taken and
+    *likelihoods* the log-probability of each, in nats.
     """
 
     example_id: str
@@ -33,6 +34,7 @@ class Answer:
     seconds: float
     error: str | None = None
     likelihoods: dict[str, float] | None = None
+    prompt_tokens: int | None = None
 
     @property
     def answered(self) -> bool:
@@ -89,12 +91,16 @@ def ask_one(
             return Answer(example.id, likeliest(found, example.scorer), None, seconds, likelihoods=found)
         response = predict(request)
         seconds = time.perf_counter() - started
-        text, tokens = _content(response)
+        text, prompt, completion = _content(response), _tokens(response, "prompt"), _tokens(response, "completion")
     except Exception as error:  # noqa: BLE001  any failure of a candidate is a finding, not our end
         seconds = time.perf_counter() - started
-        fact = " ".join(f"{type(error).__name__}: {error}".split())
-        return Answer(example.id, "", None, seconds, fact[:500])
-    return Answer(example.id, text, tokens, seconds)
+        return Answer(example.id, "", None, seconds, in_one_line(error))
+    return Answer(example.id, text, completion, seconds, prompt_tokens=prompt)
+
+
+def in_one_line(error: Exception) -> str:
+    """Return *error* in one line: what a candidate, or a task's code, raises can be anything, of any length."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
 def progress(label: str, stream: TextIO | None = None, lines: int = 5) -> OnAnswer:
@@ -113,8 +119,8 @@ def progress(label: str, stream: TextIO | None = None, lines: int = 5) -> OnAnsw
     return show
 
 
-def _content(response: Mapping[str, Any]) -> tuple[str, int | None]:
-    """Return text and number of tokens of a Chat Completions *response*; the number may be missing there."""
+def _content(response: Mapping[str, Any]) -> str:
+    """Return the text of a Chat Completions *response*."""
     try:
         text = response["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
@@ -123,5 +129,10 @@ def _content(response: Mapping[str, Any]) -> tuple[str, int | None]:
     if not isinstance(text, str):
         msg = f"choices[0].message.content is {text!r:.200}, not a string"
         raise TypeError(msg)
-    tokens = (response.get("usage") or {}).get("completion_tokens")
-    return text, None if tokens is None else int(tokens)
+    return text
+
+
+def _tokens(response: Mapping[str, Any], which: str) -> int | None:
+    """Return how many tokens a Chat Completions *response* says its "prompt" or "completion" has, if it does."""
+    tokens = (response.get("usage") or {}).get(f"{which}_tokens")
+    return None if tokens is None else int(tokens)

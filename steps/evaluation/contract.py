@@ -1,15 +1,17 @@
 """Does a candidate do what its signature promises? Seen from real calls."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
+from steps.evaluation.asking import Predict
 from steps.evaluation.tasks import Example
-
-Predict = Callable[[dict[str, Any]], Mapping[str, Any]]
-"""A candidate: from a Chat Completions request to its response."""
 
 CountTokens = Callable[[str], int | None]
 """From an answer's text to the number of its tokens, or None when nobody knows."""
+
+Ask = Callable[..., tuple[str, int | None] | None]
+"""From the options of a request to the answer's text and number of tokens, or None when the call fails."""
 
 FEW = 1
 """The `max_tokens` that an answer is cut at."""
@@ -29,35 +31,44 @@ def contract_metrics(
     answer too short to be cut says nothing, and does not count; when none counts, the figure is left out.
     """
     kept: dict[str, list[bool]] = {}
-
-    def ask(example: Example, **options: Any) -> tuple[str, int | None] | None:  # noqa: ANN401  a request holds anything
-        """Return the answer's text and number of tokens, or None when the call fails."""
-        try:
-            response = predict({"messages": [dict(message) for message in example.messages], **options})
-            text = response["choices"][0]["message"]["content"].strip()
-            return text, (response.get("usage") or {}).get("completion_tokens") or count_tokens(text)
-        except Exception:  # noqa: BLE001  a promise that ends in an error is one that was not kept
-            return None
-
     for example in examples:
-        whole = ask(example, max_tokens=max_tokens)
-        kept.setdefault("repeatable", []).append(whole is not None and whole == ask(example, max_tokens=max_tokens))
-        if whole is None:
-            continue
-        text, tokens = whole
-        if "max_tokens" in fields and tokens is not None and tokens > FEW:
-            short = ask(example, max_tokens=FEW)
-            cut = short is not None and (short[1] or 0) <= FEW and _begins(text, short[0])
-            kept.setdefault("max_tokens", []).append(cut)
+        for promise, is_kept in _promises(partial(_ask, predict, count_tokens, example), max_tokens, fields).items():
+            kept.setdefault(promise, []).append(is_kept)
+    return {f"contract.{promise}": sum(each) / len(each) for promise, each in kept.items()}
+
+
+def _ask(
+    predict: Predict,
+    count_tokens: CountTokens,
+    example: Example,
+    **options: Any,  # noqa: ANN401  a request holds anything
+) -> tuple[str, int | None] | None:
+    try:
+        response = predict({"messages": [dict(message) for message in example.messages], **options})
+        text = response["choices"][0]["message"]["content"].strip()
+        return text, (response.get("usage") or {}).get("completion_tokens") or count_tokens(text)
+    except Exception:  # noqa: BLE001  a promise that ends in an error is one that was not kept
+        return None
+
+
+def _promises(ask: Ask, max_tokens: int, fields: Collection[str]) -> dict[str, bool]:
+    """Return which promises are kept, of those that an answer can tell of."""
+    whole = ask(max_tokens=max_tokens)
+    kept = {"repeatable": whole is not None and whole == ask(max_tokens=max_tokens)}
+    if whole is None:
+        return kept
+    text, tokens = whole
+    if "max_tokens" in fields and tokens is not None and tokens > FEW:
+        short = ask(max_tokens=FEW)
+        kept["max_tokens"] = short is not None and (short[1] or 0) <= FEW and _begins(text, short[0])
+    if "stop" in fields and len(text) > 1:
         words = text.split()
-        if "stop" in fields and len(text) > 1:
-            # Not the end of the answer: there, to stop and to go on are the same.
-            stop = words[(len(words) - 1) // 2] if len(words) > 1 else text[(len(text) - 1) // 2]
-            stopped = ask(example, max_tokens=max_tokens, stop=[stop])
-            before = text[: text.index(stop)]
-            ends = (before.strip(), (before + stop).strip())
-            kept.setdefault("stop", []).append(stopped is not None and stopped[0] in ends)
-    return {f"contract.{name}": sum(each) / len(each) for name, each in kept.items()}
+        # Not the end of the answer: there, to stop and to go on are the same.
+        stop = words[(len(words) - 1) // 2] if len(words) > 1 else text[(len(text) - 1) // 2]
+        stopped = ask(max_tokens=max_tokens, stop=[stop])
+        before = text[: text.index(stop)]
+        kept["stop"] = stopped is not None and stopped[0] in (before.strip(), (before + stop).strip())
+    return kept
 
 
 def _begins(whole: str, short: str) -> bool:

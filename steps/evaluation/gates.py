@@ -119,7 +119,7 @@ def _judge_one(metrics: Mapping[str, float], name: str, gate: Gate) -> Verdict:
     elif gate.use == "point":
         verdict, reason = _compare(f"{gate.metric} {figure:.6g}", figure, figure, gate, key)
     elif not {f"{gate.metric}_low", f"{gate.metric}_high"} & metrics.keys():
-        fact = f"{gate.metric} {figure:.6g} has no interval: one text or call has none"
+        fact = f"{gate.metric} {figure:.6g} has no interval: the examples are too few"
         verdict, reason = INCONCLUSIVE, f"{fact}; ask more examples, or set {key}.use=point"
     elif low is None or high is None or not low <= figure <= high:
         remedy = f"set {key}.use=point or give {gate.metric}_low and _high"

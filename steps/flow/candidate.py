@@ -24,9 +24,6 @@ from steps.flow.processes import watch
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Predict = Callable[[dict[str, Any]], Mapping[str, Any]]
-"""From a Chat Completions request to its response."""
-
 _model: PyFuncModel | None = None
 """The model of this process, where it is a candidate's."""
 
@@ -106,7 +103,7 @@ def _call(function: Callable[..., T], args: tuple[object, ...], kwargs: dict[str
     return function(_model, *args, **kwargs)
 
 
-def chat_with(model: PyFuncModel) -> Predict:
+def chat_with(model: PyFuncModel) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
     """Return *model* as a function from a Chat Completions request to its response, whichever interface it has."""
 
     def predict(request: dict[str, Any]) -> Mapping[str, Any]:

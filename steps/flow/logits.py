@@ -145,7 +145,7 @@ def language_model(model: PyFuncModel, folder: Path) -> LanguageModel:
     """Return the logged model that was loaded from *folder* as a language model; the same one every time.
 
     Of the transformers flavour it is *model*'s own weights; an ONNX model is loaded a second time, since the one inside
-    the wrapper belongs to the wrapper's thread. Raises StepError for any other model.
+    the wrapper is in a process of the wrapper's. Raises StepError for any other model.
     """
     if folder not in _models:
         _models[folder] = _language_model(model, folder)

@@ -6,14 +6,15 @@ Whatever fails is noted and measured no further: its figures are missing, and a 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import count, product
 from typing import Concatenate, ParamSpec, TypeVar
 
 from mlflow.pyfunc import PyFuncModel
 
-from steps.evaluation.asking import Answer, Asked, progress
+from steps.evaluation.asking import Answer, Asked, in_one_line, progress
 from steps.evaluation.fidelity import Text, TokenFidelity, compare, fidelity_metrics, joined, perplexity
 from steps.evaluation.latency import Timing, latency_metrics
+from steps.evaluation.scoring import CHOOSING
 from steps.evaluation.tasks import Example
 from steps.flow.candidate import Candidate
 from steps.flow.files import files_below
@@ -56,8 +57,7 @@ class Measurements:
 
     def fail(self, loaded: Candidate, error: Exception) -> None:
         """Note that *loaded* failed with *error*, and say so; the same again is not news."""
-        fact = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        if (failure := f"{loaded.name}: {fact}") not in self.failures:
+        if (failure := f"{loaded.name}: {in_one_line(error)}") not in self.failures:
             self.failures.append(failure)
             print(failure, file=sys.stderr, flush=True)
 
@@ -73,15 +73,21 @@ def measure_candidates(
             found.figures[f"{name}.cost.load_seconds"] = loaded.load_seconds
         except Exception as error:  # noqa: BLE001  see attempt
             found.fail(loaded, error)
-    ask_in_turns(found, candidates, examples, options.max_tokens)
+    chooses = any(example.scorer in CHOOSING for example in examples)
+    if not chooses:
+        ask_in_turns(found, candidates, examples, options.max_tokens)
     time_in_turns(found, candidates, candidates[reference], examples, options.cost)
+    for name, loaded in candidates.items():
+        memory = found.attempt(loaded, inside.peak_memory)
+        if memory is not None:
+            found.figures[f"{name}.cost.peak_memory_bytes"] = memory
+    if chooses:
+        # Last: to show likelihoods, an ONNX model is loaded once more, whose memory is not the wrapper's.
+        ask_in_turns(found, candidates, examples, options.max_tokens)
     few = examples[: options.contract_examples]
     for name, loaded in candidates.items():
         if (threads := found.attempt(loaded, inside.threads)) is not None:
             found.threads[name] = threads
-        memory = found.attempt(loaded, inside.peak_memory)
-        if memory is not None:
-            found.figures[f"{name}.cost.peak_memory_bytes"] = memory
         contract = found.attempt(loaded, inside.keep_contract, loaded.folder, few, options.max_tokens)
         found.figures |= {f"{name}.{figure}": value for figure, value in (contract or {}).items()}
     measure_fidelity(found, candidates, reference, examples, options, seed)
@@ -101,7 +107,7 @@ def ask_in_turns(
             if asked is None:
                 why = next(each for each in reversed(found.failures) if each.startswith(f"{name}: "))
                 asked = Asked(0.0, [Answer(example.id, "", None, 0.0, why) for example in turn])
-            elif at == 0:
+            elif at == 0 and not any(example.scorer in CHOOSING for example in examples):
                 found.figures[f"{name}.cost.first_answer_seconds"] = asked.first_answer_seconds
             found.answers[name] += asked.answers
             for done in range(at + 1, at + len(turn) + 1):
@@ -115,16 +121,22 @@ def time_in_turns(
     examples: Sequence[Example],
     cost: Cost,
 ) -> None:
-    """Time calls of every length and batch size; the first round of each is a warm-up, and not counted."""
-    words = [word for example in examples for word in example.messages[-1]["content"].split()]
+    """Time calls of every length and batch size; the first round of each is a warm-up, and not counted.
+
+    No candidate gets a prompt twice: it may keep what it computed of one, and then only the keeping would be timed.
+    """
+    words = list(dict.fromkeys(word for example in examples for word in example.messages[-1]["content"].split()))
+    number = count()
     for length, batch in product(cost.prompt_lengths, cost.batches):
-        prompt = found.attempt(reference, inside.prompt_of, reference.folder, words, length)
-        if prompt is None:
+        numbers = [next(number) for _ in range((cost.repeats + 1) * 2 * batch)]
+        prompts = found.attempt(reference, inside.prompts_of, reference.folder, words, length, numbers)
+        if prompts is None:
             return
-        chat, tokens = prompt
+        chats, tokens = prompts
         for repeat in range(cost.repeats + 1):
+            first, whole = (chats[at : at + batch] for at in (2 * repeat * batch, (2 * repeat + 1) * batch))
             for name, loaded in candidates.items():
-                timed = found.attempt(loaded, inside.time_call, loaded.folder, [chat] * batch, cost.new_tokens)
+                timed = found.attempt(loaded, inside.time_call, loaded.folder, first, whole, cost.new_tokens)
                 if timed is not None and repeat > 0:
                     found.timings.append(Timing(name, tokens, batch, *timed))
     found.figures |= latency_metrics(found.timings)
@@ -150,15 +162,18 @@ def measure_fidelity(
         name: found.attempt(loaded, inside.token_texts, loaded.folder, chats, text, context)
         for name, loaded in candidates.items()
     }
-    texts = read[reference]
-    if not texts:
+    first, texts = candidates[reference], read[reference]
+    lengths = found.attempt(first, inside.prompt_lengths, first.folder, [chat for chat, _ in chats]) if texts else None
+    if not texts or lengths is None:
         return
-    first = candidates[reference]
     for name, loaded in candidates.items():
         if name == reference or (own := read[name]) is None:
             continue
-        same = sum(one == other for one, other in zip(own, texts, strict=False))
-        found.figures[f"{name}.integrity.same_tokens"] = same / len(texts)
+        same = [one == other for one, other in zip(own, texts, strict=False)]
+        # And what it really fed its weights, where its answer tells.
+        for at, (answer, length) in enumerate(zip(found.answers[name], lengths, strict=True)):
+            same[at] = same[at] and answer.prompt_tokens in (None, length)
+        found.figures[f"{name}.integrity.same_tokens"] = sum(same) / len(texts)
         tokens = compare_texts(found, first, loaded, texts)
         if tokens is not None:
             found.fidelity[name] = tokens

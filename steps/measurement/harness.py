@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mlflow.pyfunc import PyFuncModel
 
+from steps.evaluation.asking import in_one_line
 from steps.evaluation.harness_figures import Results
 from steps.flow.candidate import Candidate, chat_with
 from steps.flow.errors import StepError
@@ -25,7 +26,7 @@ def check_harness(options: Harness) -> None:
         try:
             load_tasks(options.tasks, _include_path(options)).load(options.tasks)
         except Exception as error:
-            msg = f"evaluate.harness.tasks cannot be loaded: {_in_one_line(error)}"
+            msg = f"evaluate.harness.tasks cannot be loaded: {in_one_line(error)}"
             raise StepError(msg) from error
 
 
@@ -58,15 +59,10 @@ def ask_harness(model: PyFuncModel, name: str, folder: Path, options: Harness, s
             seed=seed,
         )
     except Exception as error:  # noqa: BLE001  as it says
-        msg = f"evaluate.harness.tasks failed on {name}: {_in_one_line(error)}"
+        msg = f"evaluate.harness.tasks failed on {name}: {in_one_line(error)}"
         # Not as the cause: an error of a library's own kind may not find its way back to the other process.
         raise StepError(msg) from None
 
 
 def _include_path(options: Harness) -> Path | None:
     return None if options.include_path is None else project_path(options.include_path)
-
-
-def _in_one_line(error: Exception) -> str:
-    """Return *error* in one line: what a task's code and data raise can be anything, of any length."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -2,7 +2,6 @@
 
 import bisect
 import itertools
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import psutil
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
@@ -22,7 +22,7 @@ from steps.evaluation.scoring import CHOOSING
 from steps.evaluation.tasks import Example
 from steps.flow.candidate import chat_with, predict_rows, takes_prompts
 from steps.flow.errors import StepError
-from steps.flow.logits import language_model
+from steps.flow.logits import LanguageModel, language_model
 from steps.wrappers.onnx_chat import usable_cpus
 
 Chat = list[dict[str, str]]
@@ -30,7 +30,7 @@ Chat = list[dict[str, str]]
 
 def ask_some(model: PyFuncModel, folder: Path, examples: Sequence[Example], max_tokens: int, warmup: int) -> Asked:
     """Return the answers of *model*, loaded from *folder*, to *examples*."""
-    if warmup and any(example.scorer in CHOOSING for example in examples):
+    if any(example.scorer in CHOOSING for example in examples):
         language_model(model, folder).logits([0])  # loads the weights once more, which is no part of an answer
 
     def likelihoods(example: Example) -> dict[str, float]:
@@ -86,30 +86,51 @@ def rows_of(model: PyFuncModel, folder: Path, text: Text) -> Logits:
     return measured_rows(language_model(model, folder).logits(text.ids), text)
 
 
-def prompt_of(model: PyFuncModel, folder: Path, words: Sequence[str], tokens: int) -> tuple[Chat, int]:
-    """Return a chat of *words*, repeated, whose prompt has *tokens* tokens or the next smaller number, and that number.
+def prompt_lengths(model: PyFuncModel, folder: Path, chats: Sequence[Chat]) -> list[int]:
+    """Return how many tokens *model* reads of each of *chats* before it answers."""
+    language = language_model(model, folder)
+    return [len(language.chat(chat, "")[0]) for chat in chats]
 
-    At least one word, however short the prompt should be.
+
+def prompts_of(
+    model: PyFuncModel, folder: Path, words: Sequence[str], tokens: int, numbers: Sequence[int]
+) -> tuple[list[Chat], int]:
+    """Return for each of *numbers* a chat of *words* whose prompt has *tokens* tokens, and how many the longest has.
+
+    Each begins with another of *words*, and with its number, so that no two begin alike. These two it has however few
+    *tokens* are.
     """
     language = language_model(model, folder)
+    chats = [_prompt_of(language, words, tokens, number) for number in numbers]
+    return chats, max(prompt_lengths(model, folder, chats))
 
-    def chat(count: int) -> Chat:
-        return [{"role": "user", "content": " ".join(itertools.islice(itertools.cycle(words), count))}]
 
-    def length(count: int) -> int:
-        return len(language.chat(chat(count), "")[0])
+def _prompt_of(language: LanguageModel, words: Sequence[str], tokens: int, number: int) -> Chat:
+    at = number % len(words)
+    turned = [f"{words[at]} {number}", *words[at + 1 :], *words[:at]]
+
+    def chat(count: int, fill: int = 0) -> Chat:
+        return [{"role": "user", "content": " ".join([*itertools.islice(itertools.cycle(turned), count), *"a" * fill])}]
+
+    def length(count: int, fill: int = 0) -> int:
+        return len(language.chat(chat(count, fill), "")[0])
 
     count = max(1, bisect.bisect_right(range(tokens + 1), tokens, key=length) - 1)
-    return chat(count), length(count)
+    # The last word may have had more tokens than were free: short ones take their place, so that all are as long.
+    free = range(1 + max(0, tokens - length(count)))
+    return chat(count, max(0, bisect.bisect_right(free, tokens, key=lambda fill: length(count, fill)) - 1))
 
 
-def time_call(model: PyFuncModel, folder: Path, chats: Sequence[Chat], new_tokens: int) -> tuple[int, float, float]:
+def time_call(
+    model: PyFuncModel, folder: Path, first_chats: Sequence[Chat], chats: Sequence[Chat], new_tokens: int
+) -> tuple[int, float, float]:
     """Return how many tokens *model* adds to each of *chats*, at most *new_tokens*, and the seconds to first and last.
 
-    The time to the first is that of a call for one token: alike for models that stream and those that do not.
+    The time to the first is that of a call for one token, on *first_chats*: a model that keeps what it computed of a
+    prompt would not compute that of *chats* again.
     """
     started = time.perf_counter()
-    predict_rows(model, chats, {"max_tokens": 1})
+    predict_rows(model, first_chats, {"max_tokens": 1})
     first = time.perf_counter() - started
     started = time.perf_counter()
     response = predict_rows(model, chats, {"max_tokens": new_tokens})[0]
@@ -126,11 +147,22 @@ def threads(_model: PyFuncModel) -> int:
 
 
 def peak_memory(_model: PyFuncModel) -> float:
-    """Return the most bytes that this process ever had resident."""
-    # Not getrusage: what it says begins, after spawn, with the peak of the process above this one.
-    status = Path("/proc/self/status")
-    if status.exists():
-        return (
-            float(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-        )
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """Return the most bytes that this process and those it started ever had resident, each at its own peak, added up.
+
+    With them, because the ONNX wrapper computes in a process of its own. Pages that they share count in each.
+    """
+    process = psutil.Process()
+    return float(sum(_high_water(each) for each in (process, *process.children(recursive=True))))
+
+
+def _high_water(process: psutil.Process) -> int:
+    """Return the most bytes that *process* ever had resident; those of now where the system does not say."""
+    try:
+        if not psutil.LINUX:
+            return int(process.memory_info().rss)
+        # Not getrusage: what it says begins, after spawn, with the peak of the process above this one.
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except (OSError, psutil.Error):  # it has ended meanwhile
+        return 0
+    # One that has ended, and was not waited for, has no such line.
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)

@@ -1,5 +1,4 @@
 import io
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,17 +29,28 @@ def test_every_example_is_asked_with_the_options_in_its_request(examples: list[E
     assert requests[3] == {"messages": [{"role": "user", "content": "Question 3?"}], "max_tokens": 8}
 
 
-def test_the_slow_first_answer_is_told_apart_from_the_timed_ones(examples: list[Example]) -> None:
-    delays = iter([0.2, *[0.01] * 10])
+def test_the_slow_first_answer_is_told_apart_from_the_timed_ones(
+    examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, delays = [0.0], iter([8.0, *[0.5] * 10])
+    monkeypatch.setattr("steps.evaluation.asking.time.perf_counter", lambda: now[0])
 
     def predict(request: dict[str, Any]) -> Mapping[str, Any]:
-        time.sleep(next(delays))
+        now[0] += next(delays)
         return reply("x")
 
     asked = ask(predict, examples, {}, warmup=1)
 
-    assert asked.first_answer_seconds >= 0.2
-    assert all(0.01 <= answer.seconds < 0.2 for answer in asked.answers)
+    assert asked.first_answer_seconds == 8
+    assert [answer.seconds for answer in asked.answers] == [0.5] * 10
+
+
+def test_an_answer_tells_how_many_tokens_it_and_its_prompt_have(examples: list[Example]) -> None:
+    response = {**reply("x"), "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
+
+    answer = ask_one(lambda _: response, examples[0], {})
+
+    assert (answer.prompt_tokens, answer.completion_tokens) == (9, 3)
 
 
 def test_a_crash_is_one_answers_error_and_the_rest_go_on(examples: list[Example]) -> None:

@@ -1,5 +1,6 @@
 """Multiple choice on the embedded model: the weights themselves, and both logged models as the step asks them."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from steps.flow.candidate import candidate
 from steps.flow.command_line import compose_config
 from steps.flow.logits import TorchModel
 from steps.flow.task import read_examples
-from steps.measurement.inside import ask_some
+from steps.measurement.candidates import measure_candidates
+from steps.measurement.inside import ask_some, peak_memory
 from tests.conftest import ROOT
 
 TINY = ROOT / "models" / "tiny_phi3"
@@ -44,6 +46,18 @@ def test_the_embedded_weights_find_the_right_answer_likeliest(examples: list[Exa
         found = log_likelihoods(model, example)
         assert likeliest(found, "choice") == likeliest(found, "choice_norm") == example.reference
         assert found[example.reference] > -1 > max(value for text, value in found.items() if text != example.reference)
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_the_wrapper_without_the_copy_that_shows_likelihoods(logged_models: dict[str, Path]) -> None:
+    few = ["evaluate.limit=4", "evaluate.cost.prompt_lengths=[16]", "evaluate.cost.batches=[1]"]
+    options = compose_config(["evaluate=capitals_choice", *few]).evaluate
+    with ExitStack() as stack:
+        loading = {name: stack.enter_context(candidate(name, folder)) for name, folder in logged_models.items()}
+        found = measure_candidates(loading, "pipeline", read_examples(options), options, seed=0)
+        afterwards = loading["onnx"].run(peak_memory)
+    assert all(answer.likelihoods for answer in found.answers["onnx"])
+    assert found.figures["onnx.cost.peak_memory_bytes"] < afterwards - 20e6  # onnxruntime-genai's code alone is larger
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from steps.evaluation.contract import Predict, contract_metrics
+from steps.evaluation.asking import Predict
+from steps.evaluation.contract import contract_metrics
 from steps.evaluation.tasks import Example
 
 FIELDS = ["messages", "max_tokens", "stop"]

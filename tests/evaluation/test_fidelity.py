@@ -16,6 +16,9 @@ from steps.evaluation.fidelity import (
     measured_rows,
     shortened,
 )
+from steps.evaluation.gates import judge
+from steps.flow.command_line import compose_config
+from steps.flow.gates import configured_gates
 
 Array = npt.NDArray[np.float32]
 
@@ -63,9 +66,9 @@ def test_each_figure_is_what_one_computes_by_hand(by_hand: TokenFidelity, name: 
 
 def test_a_model_against_itself_gives_0_1_and_1() -> None:
     rng = np.random.default_rng(0)
-    one = rng.normal(size=(40, 50), scale=20).astype(np.float32)
-    text = Text(list(range(41)), 1)
-    metrics = fidelity_metrics(joined(compare(number, text, one, one.copy()) for number in range(3)), 0)
+    one = rng.normal(size=(12, 50), scale=20).astype(np.float32)
+    text = Text(list(range(13)), 1)
+    metrics = fidelity_metrics(joined(compare(number, text, one, one.copy()) for number in range(10)), 0)
     assert [metrics[f"fidelity.{name}"] for name in ("kl_mean", "kl_max", "same_top", "perplexity_ratio")] == [
         0.0,
         0.0,
@@ -131,18 +134,28 @@ def test_nan_stays_nan_and_is_never_the_same_top(broken: str) -> None:
 
 
 def test_the_interval_draws_texts_not_tokens() -> None:
-    """Two texts of 100 tokens, one at KL 0 and one at 1: the mean is 0, 1/2 or 1, whatever the number of tokens."""
-    text = np.repeat([0, 1], 100)
-    tokens = TokenFidelity(text, np.ones(200), np.ones(200) + text, text.astype(float), np.ones(200, dtype=bool))
-    metrics = fidelity_metrics(tokens, 0)
-    assert (metrics["fidelity.kl_mean_low"], metrics["fidelity.kl_mean_high"]) == (0.0, 1.0)
+    """Ten texts of 100 tokens, half of them at KL 0, half at 1: 95 % of ten fair coins show 2 to 8 heads."""
+    metrics = fidelity_metrics(halves(10), 0)
+    assert [metrics[f"fidelity.kl_mean{end}"] for end in ("_low", "", "_high")] == pytest.approx([0.2, 0.5, 0.8])
     assert metrics["fidelity.perplexity_ratio"] == pytest.approx(math.exp(0.5))
-    assert metrics["fidelity.perplexity_ratio_high"] == pytest.approx(math.e)
+    assert metrics["fidelity.perplexity_ratio_high"] == pytest.approx(math.exp(0.8))
 
 
-def test_one_text_has_no_interval_but_for_the_share(by_hand: TokenFidelity) -> None:
-    metrics = fidelity_metrics(by_hand, 0)
-    assert {name for name in metrics if name.endswith("_low")} == {"fidelity.same_top_low"}
+def halves(texts: int) -> TokenFidelity:
+    """Return 100 tokens for each of *texts*, of which every other has KL 1 and a build that likes its tokens less."""
+    number = np.repeat(np.arange(texts), 100)
+    worse = (number % 2).astype(float)
+    return TokenFidelity(number, np.ones(len(worse)), np.ones(len(worse)) + worse, worse, np.ones(len(worse), bool))
+
+
+@pytest.mark.parametrize("texts", [1, 3, 9])
+def test_few_texts_have_no_interval_and_gates_that_ask_for_one_cannot_tell(texts: int) -> None:
+    metrics = {f"onnx.{name}": value for name, value in fidelity_metrics(halves(texts), 0).items()}
+    assert not [name for name in metrics if name.endswith(("_low", "_high"))]
+    gates = configured_gates(compose_config([]))
+    verdicts = judge(metrics, {name: gate for name, gate in gates.items() if ".fidelity." in gate.metric})
+    assert [verdict.verdict for verdict in verdicts] == ["inconclusive"] * 3
+    assert all("the examples are too few" in verdict.reason for verdict in verdicts)
 
 
 def test_different_vocabularies_are_refused() -> None:

@@ -91,7 +91,7 @@ def test_a_figure_without_an_interval_cannot_tell() -> None:
     found, reason = verdict({"onnx.task.accuracy": 0.92}, min=0.5, use="interval")
 
     assert found == "inconclusive"
-    assert "has no interval: one text or call has none; ask more examples" in reason
+    assert "has no interval: the examples are too few; ask more examples" in reason
 
 
 @pytest.mark.parametrize(

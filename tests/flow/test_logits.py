@@ -41,6 +41,14 @@ def test_both_give_the_same_logits_for_every_position(torch_model: LanguageModel
     assert np.abs(reference - build).max() < 1e-3
 
 
+def test_a_text_may_end_in_the_pad_token(torch_model: LanguageModel, onnx_model: LanguageModel) -> None:
+    ids, _ = torch_model.chat(SPAIN, ANSWER)
+    pad = AutoTokenizer.from_pretrained(TINY).pad_token_id
+    for text in ([*ids, pad, pad], [pad]):
+        reference, build = torch_model.logits(text), onnx_model.logits(text)
+        assert np.abs(reference - build).max() < 1e-3
+
+
 def test_a_text_may_fill_the_whole_context(torch_model: LanguageModel, onnx_model: LanguageModel) -> None:
     ids = [5] * onnx_model.context
     assert torch_model.logits(ids).shape == onnx_model.logits(ids).shape == (512, 1024)
