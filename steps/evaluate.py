@@ -29,8 +29,8 @@ from steps.evaluation.tasks import Example
 from steps.flow.candidate import candidate
 from steps.flow.command_line import execute
 from steps.flow.errors import StepError
-from steps.flow.files import hash_file
-from steps.flow.fingerprint import DIGEST
+from steps.flow.files import hash_file, hash_text
+from steps.flow.fingerprint import DIGEST, GATES_DIGEST
 from steps.flow.gates import configured_gates
 from steps.flow.logged_model import checked_model
 from steps.flow.provenance import provenance_tags
@@ -133,8 +133,14 @@ def main(config: Config, _overrides: list[str]) -> None:
         write_results(results, predictions, metrics, verdicts, found, config, provenance(runs, models, config))
         write_harness(results / "harness", harness)
         mlflow.log_artifacts(str(results))
-        mlflow.set_tag(DIGEST, hash_file(results / GATES))
+        gates_digest = hash_file(results / GATES)
+        mlflow.set_tags({GATES_DIGEST: gates_digest, DIGEST: judgement(gates_digest, runs)})
         hand_over(step.run.info.run_id, verdicts)
+
+
+def judgement(gates_digest: str, runs: Mapping[str, Run]) -> str:
+    """Return the digest of what was judged and how: two builds can have the same gates.json, and are not one."""
+    return hash_text("\n".join([gates_digest, *(f"{name} {run.data.tags[DIGEST]}" for name, run in runs.items())]))
 
 
 def hand_over(run_id: str, verdicts: Sequence[Verdict]) -> None:

@@ -20,7 +20,7 @@ from mlflow.entities.model_registry import ModelVersion
 from steps.flow.command_line import execute
 from steps.flow.errors import StepError
 from steps.flow.files import File
-from steps.flow.logged_model import MODEL_MANIFEST, checked_model
+from steps.flow.logged_model import CONTENT, MODEL_MANIFEST, REGISTERED_AS, checked_model
 from steps.flow.schema import BUILD, CANDIDATES, Config, project_path
 from steps.flow.tracking import set_output, step_run
 from steps.registry.aliases import (
@@ -92,6 +92,7 @@ def register(config: Config) -> None:
             promotion = promote(name, versions[BUILD], evaluate, config.register.promote_margin)
             record_promotion(name, versions[BUILD], promotion)
         numbers = {candidate: str(version.version) for candidate, version in versions.items()}
+        mlflow.set_tags({f"{REGISTERED_AS}{each.version}": each.tags[CONTENT] for each in versions.values()})
         log_registered(name, versions=numbers, promotion=asdict(promotion) if promotion else None)
         if promotion and not promotion.promoted:
             kept = f"version {promotion.against} of {name} stays {CHAMPION}, version {numbers[BUILD]} is {CHALLENGER}"

@@ -7,10 +7,12 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
-from steps.evaluate import log_measurements
+from steps.evaluate import judgement, log_measurements
 from steps.flow.command_line import compose_config
 from steps.flow.errors import ConfigError
+from steps.flow.fingerprint import DIGEST
 from steps.flow.schema import Evaluate
 from steps.flow.task import read_examples
 from steps.measurement.candidates import Measurements
@@ -20,6 +22,16 @@ from tests.conftest import ROOT, run
 
 def options(*overrides: str) -> Evaluate:
     return compose_config(list(overrides)).evaluate
+
+
+def test_two_builds_with_the_same_gates_are_not_one_judgement(store: str) -> None:
+    def built(content: str) -> dict[str, Run]:
+        with mlflow.start_run(tags={DIGEST: content}) as run:
+            return {"onnx": mlflow.get_run(run.info.run_id)}
+
+    assert judgement("gates", built("one")) == judgement("gates", built("one"))
+    assert judgement("gates", built("one")) != judgement("gates", built("other"))
+    assert judgement("gates", built("one")) != judgement("other gates", built("one"))
 
 
 def test_the_embedded_task_asks_every_country() -> None:

@@ -12,7 +12,8 @@ from mlflow.entities import Run
 
 from steps.flow.command_line import compose_config
 from steps.flow.errors import ConfigError, StepError
-from steps.flow.fingerprint import DIGEST
+from steps.flow.fingerprint import GATES_DIGEST
+from steps.flow.reuse import damage_of
 from steps.flow.schema import Config
 from steps.register import main
 from steps.registry.aliases import changing, make_champion, number_with
@@ -61,7 +62,7 @@ def test_each_candidate_is_a_version_with_tags_a_card_and_its_run(store: str, pi
     assert version.run_id == onnx.info.run_id
     assert version.description.startswith("# echo: onnx")
     assert version.tags["model.sha256"] == onnx.data.tags["model.sha256"]
-    assert version.tags["gates.sha256"] == evaluate.data.tags[DIGEST]
+    assert version.tags["gates.sha256"] == evaluate.data.tags[GATES_DIGEST]
     stated = {key: version.tags[key] for key in ("wrapper", "model.location", "model.revision", "model.licence")}
     assert list(stated.values()) == ["onnx", "someone/echo", "a" * 40, "mit"]
     assert (version.tags["onnx.precision"], version.tags["onnx.block_size"]) == ("int4", "32")
@@ -69,6 +70,18 @@ def test_each_candidate_is_a_version_with_tags_a_card_and_its_run(store: str, pi
     assert aliases() == {"challenger": "2", "champion": "2", "previous": None}
     (response,) = mlflow.pyfunc.load_model("models:/echo@champion").predict({"messages": []})
     assert response["choices"][0]["message"]["content"] == "yes"
+
+
+def test_a_registration_is_not_reused_when_its_version_is_another_model_by_now(
+    store: str, pipeline: Run, tmp_path: Path
+) -> None:
+    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)), [])
+    (first,) = mlflow.search_runs(filter_string="tags.step = 'register'", output_format="list")
+    assert damage_of(first) is None
+    MlflowClient().delete_registered_model("echo")
+    assert damage_of(first) == "models:/echo/1 is no longer registered"
+    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "no"), REFERENCES)), [])
+    assert damage_of(first) == "models:/echo/2 is another model by now"
 
 
 def test_the_same_content_is_the_same_version_and_new_content_a_challenger(

@@ -34,6 +34,7 @@ def flows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, R
         running.append(subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     said = [flow.communicate()[0].decode() for flow in running]
     assert [flow.returncode for flow in running] == [0, 0], "\n".join(said)
+    assert "WAITING" not in "".join(said), "what another store is given is of no use to this one"
     yield [
         {one.data.tags["step"]: one for one in MlflowClient(f"sqlite:///{folder}/store.db").search_runs(["0"])}
         for folder in folders

@@ -27,6 +27,9 @@ FACTS = "fingerprint.json"
 PINNED = re.compile(r"models:/(m-\w+|[^/@]+/\d+)|runs:/[0-9a-f]{32}/.+")
 """The URIs of models that always name the same one; an alias, a folder or `latest` may come to name another."""
 
+GATES_DIGEST = "gates.sha256"
+"""The tag of a run of evaluate, and of a registered version, that says what gates.json held."""
+
 DIGEST = "digest"
 """The tag that holds the hash of what a run hands over: it stands for the run in the fingerprints of later steps."""
 

@@ -27,6 +27,9 @@ MODEL_MANIFEST = "model_manifest.json"
 CONTENT = "model.sha256"
 """The tag of a build step's run, and of a registered version, that says what the model holds."""
 
+REGISTERED_AS = "registered."
+"""The prefix of the tags of a run of register that say, by version, what the model held."""
+
 RENEWED = ("MLmodel", "registered_model_meta")
 """Files that differ each time the same model is logged or registered: ids and times stand in them."""
 

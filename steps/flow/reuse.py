@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from steps.flow.artifacts import missing_artifact
 from steps.flow.errors import StepError
 from steps.flow.fingerprint import FACTS, FINGERPRINT, Fingerprint, differences, movable
-from steps.flow.logged_model import checked_model
+from steps.flow.logged_model import CONTENT, REGISTERED_AS, checked_model
 from steps.flow.schema import Config
 from steps.flow.tracking import outputs
 
@@ -60,9 +60,11 @@ def damage_of(run: Run) -> str | None:
                 return str(error).partition(": run ")[0]
         elif version := VERSION.fullmatch(uri):
             try:
-                MlflowClient().get_model_version(*version.groups())
+                found = MlflowClient().get_model_version(*version.groups())
             except MlflowException:
                 return f"{uri} is no longer registered"
+            if found.tags.get(CONTENT) != run.data.tags.get(f"{REGISTERED_AS}{found.version}"):
+                return f"{uri} is another model by now"
     return None
 
 

@@ -13,7 +13,7 @@ from mlflow.models import Model
 from steps.flow.artifacts import missing_artifact
 from steps.flow.errors import StepError
 from steps.flow.files import hash_text
-from steps.flow.fingerprint import DIGEST
+from steps.flow.fingerprint import GATES_DIGEST
 from steps.flow.logged_model import CONTENT, checked_model
 from steps.flow.manifest import MANIFEST, Manifest
 from steps.flow.schema import BUILD
@@ -33,7 +33,7 @@ def passed_gates(evaluate: Run) -> str:
         raise StepError(msg)
     text: str = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/{GATES}")
     # The list of artifacts lies beside them; the tag is in the database.
-    if hash_text(text) != evaluate.data.tags.get(DIGEST):
+    if hash_text(text) != evaluate.data.tags.get(GATES_DIGEST):
         msg = f"{GATES} of evaluate run {run_id} has changed since it was written: run evaluate again"
         raise StepError(msg)
     verdict = json.loads(text)["verdict"]
@@ -55,7 +55,7 @@ def version_tags(candidate: str, built: Run, evaluate: Run, gates: str) -> dict[
         "model.revision": manifest.revision,
         "model.licence": manifest.licence or "not stated",
         "manifest.sha256": hash_text(manifest.to_json()),
-        "gates.sha256": hash_text(gates),
+        GATES_DIGEST: hash_text(gates),
         "evaluate.run_id": evaluate.info.run_id,
         "fetch.run_id": fetch.info.run_id,
         "build.run_id": built.info.run_id,

@@ -14,7 +14,7 @@ from steps.evaluation.predictions import score, write_predictions
 from steps.evaluation.tasks import Example
 from steps.flow.artifacts import record_artifacts
 from steps.flow.files import File, hash_file
-from steps.flow.fingerprint import DIGEST
+from steps.flow.fingerprint import GATES_DIGEST
 from steps.flow.logged_model import logged_folder, record_model
 from steps.flow.manifest import MANIFEST, Manifest
 from steps.flow.tracking import set_output
@@ -82,7 +82,7 @@ def evaluated(folder: Path, pipeline: Run, onnx: Run, references: list[str], ver
         write_gates(work / "gates.json", judge(metrics, gates.get(verdict, failing)))
         (work / "scores.md").write_text("| | pipeline | onnx |\n|---|---|---|\n| Right answers | 100 % | 100 % |\n")
         mlflow.log_artifacts(str(work))
-        mlflow.set_tag(DIGEST, hash_file(work / "gates.json"))
+        mlflow.set_tag(GATES_DIGEST, hash_file(work / "gates.json"))
         record_artifacts(run)
     return mlflow.get_run(run.info.run_id)
 
