@@ -177,8 +177,7 @@ def main(config: Config, overrides: list[str]) -> None:
     read_examples(config.evaluate)
     with step_run("main", config):
         mlflow.log_text(to_yaml(config), "config.yaml")
-        for run in close_abandoned_runs():
-            print(f"run {run.info.run_id} ({run.data.tags.get('step')}) was abandoned by its process: marked KILLED")
+        close_abandoned_runs()
         if config.plan:
             print_plan(config)
             return

@@ -34,7 +34,7 @@ from steps.flow.schema import Config, ExecutionProvider
 from steps.flow.schema import Sweep as Options
 from steps.flow.task import read_examples
 from steps.flow.tracking import ERROR, step_run
-from steps.flow.trials import Place, ThisMachine, Trial, close_below, run_trials
+from steps.flow.trials import Place, ThisMachine, Trial, run_trials
 from steps.flow.typed_command import command_for
 
 
@@ -237,9 +237,7 @@ def main() -> None:
             providers = {config.build_onnx_wrapper.execution_provider for config in plan.configs}
             place = Cluster(plan.options.ray, gpu=ExecutionProvider.cuda in providers)
         with step_run("sweep", plan.configs[0]) as sweep:
-            for run in close_abandoned_runs():
-                print(f"run {run.info.run_id} ({run.data.tags.get('step')}) was abandoned: marked KILLED")
-                close_below(run.info.run_id)
+            close_abandoned_runs()
             if plan.options.ray is not None:
                 require_shared_artifacts(sweep.run)
             run_sweep(plan, sweep.run, place)

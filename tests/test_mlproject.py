@@ -8,6 +8,7 @@ from mlflow.projects.utils import load_project
 from omegaconf import OmegaConf
 
 from steps.flow.command_line import compose_config
+from steps.flow.processes import LAUNCHER_PID
 from steps.flow.schema import INPUTS, ROOT, STEPS, Config
 
 PROJECT = load_project(str(ROOT))
@@ -19,7 +20,8 @@ def test_the_entry_points_are_the_steps_the_chain_and_the_sweep() -> None:
 
 @pytest.mark.parametrize("name", ["main", "sweep", *STEPS])
 def test_an_entry_point_runs_the_module_of_its_name(name: str) -> None:
-    assert PROJECT.get_entry_point(name).command.startswith(f"python -m steps.{name} ")
+    # Before anything of ours is imported, the shell knows who started it.
+    assert PROJECT.get_entry_point(name).command.startswith(f"{LAUNCHER_PID}=$PPID python -m steps.{name} ")
     assert (ROOT / "steps" / f"{name}.py").is_file()
 
 

@@ -1,104 +1,61 @@
 """Signals to a flow at work: every process ends, no run stays RUNNING, and the same command then completes."""
 
-import os
 import signal
-import subprocess
-import sys
-import time
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests.conftest import ROOT, run
+from tests.marked_processes import Started
 
 pytestmark = pytest.mark.slow
 
-MARK = "TEST_FLOW"
-"""An environment variable by which every process of a flow is known, whoever its parent is now."""
-
-CASES = [
-    ("mlflow run", signal.SIGINT),
-    ("mlflow run", signal.SIGTERM),
-    ("mlflow run", signal.SIGKILL),
-    ("steps.main", signal.SIGTERM),
-    ("steps.main", signal.SIGKILL),
-    ("steps.build_pipeline_wrapper", signal.SIGKILL),
+CHAIN_OF_KILLS = [
+    (victim, sent)
+    for victim in ("mlflow run", "steps.main", "steps.build_pipeline_wrapper")
+    for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 ]
 
-
-@pytest.fixture(scope="module")
-def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a store with a finished run of fetch_model."""
-    folder = tmp_path_factory.mktemp("status")
-    uri = f"sqlite:///{folder}/store.db"
-    done = run("mlflow", "run", str(ROOT), "--env-manager", "local", "-e", "fetch_model", MLFLOW_TRACKING_URI=uri)
-    assert done.returncode == 0, done.stderr
-    return uri
+COMMAND = ["mlflow", "run", str(ROOT), "--env-manager", "local", "-P", "steps=[fetch_model,build_pipeline_wrapper]"]
 
 
-def command(tokens: int) -> list[str]:
-    parameters = ["steps=[fetch_model,build_pipeline_wrapper]", f"build_pipeline_wrapper.max_new_tokens={tokens}"]
-    return ["mlflow", "run", str(ROOT), "--env-manager", "local", *(x for each in parameters for x in ("-P", each))]
+def runs(condition: str = "") -> list[Run]:
+    return list(MlflowClient().search_runs(["0"], condition))
 
 
-def processes_of(mark: str) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                yield process
-        except psutil.Error:
-            continue
+def is_logging() -> bool:
+    """Whether a run is logging a model: the model is there, and PENDING."""
+    at_work = {one.info.run_id for one in runs("attributes.status = 'RUNNING'")}
+    models = MlflowClient().search_logged_models(["0"])
+    return any(str(each.status) == "PENDING" and each.source_run_id in at_work for each in models)
 
 
-def running(store: str) -> list[Run]:
-    return list(MlflowClient(store).search_runs(["0"], "attributes.status = 'RUNNING'"))
+def test_after_each_signal_nothing_lives_on_nothing_is_running_and_the_same_command_completes(store: str) -> None:
+    for victim, sent in CHAIN_OF_KILLS:
+        case = f"{sent.name} to {victim}"
+        print(case)
+        flow = Started(*COMMAND)
+        flow.wait_until(is_logging)
+        flow.send(victim, sent)
+        flow.wait_for_silence()
+        assert flow.outer.returncode != 0, case
+        # Each has closed its own, or `mlflow run` has: nobody has started since who would.
+        assert not runs("attributes.status = 'RUNNING'"), case
+        (latest,) = MlflowClient().search_runs(["0"], "tags.step = 'build_pipeline_wrapper'", max_results=1)
+        assert latest.info.status in ("KILLED", "FAILED"), case
 
-
-def wait_until_logging(store: str, flow: "subprocess.Popen[bytes]") -> None:
-    """Return when a run is logging a model: the model is there, and PENDING. AssertionError when *flow* ends first."""
-    client = MlflowClient(store)
-    while flow.poll() is None:
-        at_work = {one.info.run_id for one in running(store)}
-        models = client.search_logged_models(["0"])
-        if [each for each in models if str(each.status) == "PENDING" and each.source_run_id in at_work]:
-            return
-        time.sleep(0.02)
-    msg = f"the flow ended with {flow.returncode} before it was seen to log a model"
-    raise AssertionError(msg)
-
-
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{name} {sent.name}" for name, sent in CASES])
-def test_after_a_signal_nothing_lives_on_and_the_same_command_completes(store: str, number: int) -> None:
-    victim, sent = CASES[number]
-    mark = uuid.uuid4().hex
-    environment = os.environ | {
-        MARK: mark,
-        "MLFLOW_TRACKING_URI": store,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-
-    def as_from_a_terminal() -> None:
-        # A shell starts what it runs in the background with SIGINT ignored, and so everything below it.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    with subprocess.Popen(
-        command(100 + number), env=environment, start_new_session=True, preexec_fn=as_from_a_terminal
-    ) as outer:
-        wait_until_logging(store, outer)
-        targets = [one for one in processes_of(mark) if victim in " ".join(one.cmdline()) and one.name() != "bash"]
-        for target in targets:
-            target.send_signal(sent)
-    # They have 3 s to end by themselves; a busy machine needs longer to see to it.
-    psutil.wait_procs(list(processes_of(mark)), timeout=30)
-    assert not list(processes_of(mark))
-    assert outer.returncode != 0
-
-    done = run(*command(100 + number), MLFLOW_TRACKING_URI=store)
+    done = run(*COMMAND)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "fetch_model             REUSED" in done.stdout
     assert "build_pipeline_wrapper  FINISHED" in done.stdout
-    assert not running(store)
+    assert "was abandoned" not in done.stdout
+    assert len(runs("tags.step = 'main'")) == len(CHAIN_OF_KILLS) + 1
+
+
+def test_a_chain_whose_launcher_is_killed_while_it_imports_starts_nothing(store: str) -> None:
+    flow = Started(*COMMAND)
+    flow.wait_until(lambda: bool(flow.named("steps.main")))
+    flow.send("mlflow run", signal.SIGKILL)
+    flow.wait_for_silence()
+    assert not runs("tags.step LIKE '%'")

@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests.conftest import ROOT, run
+from tests.marked_processes import MARK, processes_of
 from tests.servers import free_port, wait_for
-from tests.test_status import MARK, processes_of
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
-from mlflow.projects.utils import get_or_create_run, get_run_env_vars, load_project
+from mlflow.entities import Param, Run
+from mlflow.projects.utils import get_run_env_vars, load_project
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_POINT
 
-from steps.flow.processes import LAUNCHER_PID, PROCESS, closing, end, process_tag
+from steps.flow.processes import PROCESS, closing, end, process_tag
 from steps.flow.schema import ROOT
 from steps.flow.tracking import outputs
 
@@ -33,7 +34,17 @@ class StepResult:
 
 def start_here(command: str, variables: dict[str, str]) -> int:
     """Run *command* on this machine, in a process group of its own that ends with this call; the `Start` of a step."""
-    return _run(command, os.environ | variables | {LAUNCHER_PID: str(os.getpid())})
+    # The entry point says `python`: the one that runs the chain, whatever PATH says.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = os.environ | variables | {"PATH": path}
+    process = subprocess.Popen(["bash", "-c", command], cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        return process.wait()
+    except BaseException:
+        closing()
+        raise
+    finally:
+        end(lambda number: _signal_group(process, number))
 
 
 def launch(step: str, parameters: dict[str, str], parent: Run, start: Start = start_here) -> StepResult:
@@ -44,14 +55,13 @@ def launch(step: str, parameters: dict[str, str], parent: Run, start: Start = st
     and leaves the process alive when its caller is killed.
     """
     experiment, client = parent.info.experiment_id, MlflowClient()
-    run_id = get_or_create_run(None, str(ROOT), experiment, str(ROOT), None, step, parameters).info.run_id
-    # Until the step says that it works on the run itself: a server may go away between the two.
-    client.set_tag(run_id, PROCESS, process_tag())
-    client.set_tag(run_id, "mlflow.runName", step)
-    client.set_tag(run_id, "mlflow.parentRunId", parent.info.run_id)
-    command = load_project(str(ROOT)).get_entry_point(step).compute_command(parameters, None)
-    started, code = time.monotonic(), -1
+    entry_point = load_project(str(ROOT)).get_entry_point(step)
+    declared, others = entry_point.compute_parameters(parameters, None)
+    command = entry_point.compute_command(parameters, None)
+    tags, started, code = _tags(client, step, parent), time.monotonic(), -1
+    run_id = client.create_run(experiment, run_name=step, tags=tags).info.run_id
     try:
+        client.log_batch(run_id, params=[Param(key, value) for key, value in (declared | others).items()])
         code = start(command, get_run_env_vars(run_id, experiment))
     finally:
         seconds = time.monotonic() - started
@@ -62,18 +72,17 @@ def launch(step: str, parameters: dict[str, str], parent: Run, start: Start = st
     return StepResult(run_id, closed.info.status, code, seconds, outputs(closed))
 
 
-def _run(command: str, environment: dict[str, str]) -> int:
-    """Return the exit code of *command*, run in a process group of its own that ends with this call."""
-    # The entry point says `python`: the one that runs the chain, whatever PATH says.
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
-    process = subprocess.Popen(["bash", "-c", command], cwd=ROOT, env=environment, start_new_session=True)
-    try:
-        return process.wait()
-    except BaseException:
-        closing()
-        raise
-    finally:
-        end(lambda number: _signal_group(process, number))
+def _tags(client: MlflowClient, step: str, parent: Run) -> dict[str, str]:
+    """Return the tags of a new run of *step* under *parent*: where it came from, and whose it is."""
+    # Asked for again: *parent* may still hold what MLflow made them of, with the credentials of a git URL.
+    own = client.get_run(parent.info.run_id).data.tags
+    return {key: value for key, value in own.items() if key.startswith(("mlflow.user", "mlflow.source."))} | {
+        MLFLOW_PROJECT_ENTRY_POINT: step,
+        MLFLOW_PARENT_RUN_ID: parent.info.run_id,
+        # Until the step says that it works on the run itself: a server may go away between the two.
+        PROCESS: process_tag(),
+        "step": step,
+    }
 
 
 def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:

@@ -9,8 +9,6 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from steps.flow.processes import LAUNCHER_PID
-
 
 def run_command(project: bytes, commit: str, command: str, variables: dict[str, str]) -> int:
     """Run the shell *command* with *variables* in a fresh checkout of *commit*; return its exit code.
@@ -27,7 +25,6 @@ def run_command(project: bytes, commit: str, command: str, variables: dict[str, 
         # Ray tells its workers to use one thread each: a trial uses what the sweep was told to use.
         environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | variables
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
-        environment[LAUNCHER_PID] = str(os.getpid())
         # Ray ends a worker's children with SIGKILL. That is the shell, which therefore stays: the chain below it sees
         # that the worker is gone, and closes its run first.
         shell = ["bash", "-c", f"{command}\nexit $?"]

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import psutil
 from mlflow import MlflowClient
@@ -23,13 +23,17 @@ PROCESS = "process"
 PAUSE_SECONDS = 0.5
 """Between two looks at a launcher, and between two signals."""
 
-GRACE_SECONDS = 3
-"""How long a process may take to close its run after SIGTERM, before SIGKILL."""
+GRACE_SECONDS = 2
+"""How long a step may take to close its run after SIGTERM, before SIGKILL."""
+
+TRIAL_GRACE_SECONDS = 3
+"""The same for a trial of a sweep: it ends its step first."""
+
+OWN_GRACE_SECONDS = 4
+"""The same for a process whose launcher is gone: it ends all below it first. One look more, and 5 s are not over."""
 
 LAUNCHER_PID = "SLM_LAUNCHER_PID"
-"""The environment variable that tells a process who started it: once that is gone, it cannot be found any more."""
-
-LAUNCHERS = ("mlflow", "steps.main", "steps.sweep")
+"""The environment variable by which an entry point's shell tells who started it, before anybody can be gone."""
 
 _closing = threading.Event()
 
@@ -55,17 +59,24 @@ def closing() -> None:
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
 
 
-def end(send: Callable[[int], None]) -> None:
-    """*send* SIGTERM, and after GRACE_SECONDS SIGKILL, until it raises ProcessLookupError: nobody is left.
+def end(send: Callable[[int], None], grace: float = GRACE_SECONDS) -> None:
+    """*send* SIGTERM, and after *grace* seconds SIGKILL, until it raises ProcessLookupError: nobody is left.
 
     Again and again, because the exception that a signal raises is lost when it falls into a destructor.
     """
-    deadline = time.monotonic() + GRACE_SECONDS
+    deadline = time.monotonic() + grace
     with contextlib.suppress(ProcessLookupError):
-        while time.monotonic() < deadline:
+        while (left := deadline - time.monotonic()) > 0:
             send(signal.SIGTERM)
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(min(PAUSE_SECONDS, left))
         send(signal.SIGKILL)
+
+
+def send_to(processes: Iterable[psutil.Process], number: int) -> None:
+    """Send the signal *number* to those of *processes* that are still there."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def process_tag() -> str:
@@ -75,30 +86,23 @@ def process_tag() -> str:
 
 
 def watch_launcher() -> None:
-    """End this process, with SIGTERM, soon after the `mlflow run` or chain above it is gone; return at once.
+    """End this process, with SIGTERM, soon after the one that started its entry point is gone; return at once.
 
     A process that was started by hand is not watched: it may outlive its terminal.
     """
-    told = os.environ.pop(LAUNCHER_PID, None)
-    try:
-        above = [psutil.Process(int(told))] if told else filter(_is_launcher, psutil.Process().parents())
-    except psutil.NoSuchProcess:
+    told = int(os.environ.pop(LAUNCHER_PID, "0"))
+    if told <= 1:  # by hand; or from outside of this container, or by its first process, which takes all with it
+        return
+    # Above this one, as long as it lives: another process may have its number by now.
+    launcher = next((process for process in psutil.Process().parents() if process.pid == told), None)
+    if launcher is None:
         sys.exit(128 + signal.SIGTERM)
-    if launcher := next(iter(above), None):
-        watch(launcher)
+    watch(launcher)
 
 
 def watch(process: psutil.Process) -> None:
     """End this process, with SIGTERM, soon after *process* is gone; return at once."""
     threading.Thread(target=_end_with, args=(process,), daemon=True).start()
-
-
-def _is_launcher(process: psutil.Process) -> bool:
-    try:
-        words = process.cmdline()
-    except psutil.Error:
-        return False
-    return any(word in LAUNCHERS or word.endswith("/mlflow") for word in words) and "bash" not in words[:1]
 
 
 def _end_with(launcher: psutil.Process) -> None:
@@ -110,22 +114,46 @@ def _end_with(launcher: psutil.Process) -> None:
 
     def send(number: int) -> None:
         # With SIGKILL nobody is left to end the children.
-        for process in [*(own.children(recursive=True) if number == signal.SIGKILL else []), own]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
+        send_to([*(own.children(recursive=True) if number == signal.SIGKILL else []), own], number)
 
-    end(send)
+    end(send, OWN_GRACE_SECONDS)
 
 
 def close_abandoned_runs() -> list[Run]:
-    """Mark as KILLED every RUNNING run whose process, on this machine, is gone; return them."""
+    """Mark as KILLED, and print, every RUNNING run whose process, on this machine, is gone, and all below; return them.
+
+    Those below may be on other machines, where nobody can see that the process above is gone.
+    """
     client = MlflowClient()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    running = client.search_runs(experiments, "attributes.status = 'RUNNING'")
-    abandoned = [run for run in running if _is_gone(run.data.tags.get(PROCESS, ""))]
-    for run in abandoned:
-        client.set_terminated(run.info.run_id, "KILLED")
-    return abandoned
+    closed: list[Run] = []
+    for run in client.search_runs(experiments, "attributes.status = 'RUNNING'"):
+        # A process that is gone by now may have finished its run since we asked.
+        if _is_gone(run.data.tags.get(PROCESS, "")) and _close(client, run):
+            closed += [run, *close_below(run.info.run_id)]
+    for run in closed:
+        print(f"run {run.info.run_id} ({run.data.tags.get('step')}) was abandoned by its process: marked KILLED")
+    return closed
+
+
+def close_below(run_id: str) -> list[Run]:
+    """Mark as KILLED every RUNNING run below *run_id*, on whatever machine: the one above has ended; return them."""
+    client = MlflowClient()
+    experiment = client.get_run(run_id).info.experiment_id
+    closed: list[Run] = []
+    for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'"):
+        closed += close_below(child.info.run_id)
+        if _close(client, child):
+            closed.append(child)
+    return closed
+
+
+def _close(client: MlflowClient, run: Run) -> bool:
+    """Mark *run* as KILLED if it is still RUNNING; return whether it was."""
+    if client.get_run(run.info.run_id).info.status != "RUNNING":
+        return False
+    client.set_terminated(run.info.run_id, "KILLED")
+    return True
 
 
 def _is_gone(tag: str) -> bool:
@@ -134,6 +162,8 @@ def _is_gone(tag: str) -> bool:
     if host != socket.gethostname() or not pid.isdigit():
         return False
     try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" != started
+        process = psutil.Process(int(pid))
+        # A zombie has ended; in a container whose first process does not see to it, it stays one.
+        return process.status() == psutil.STATUS_ZOMBIE or f"{process.create_time():.2f}" != started
     except psutil.NoSuchProcess:
         return True

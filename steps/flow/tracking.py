@@ -97,7 +97,7 @@ def step_run(step: str, config: Config) -> Iterator[StepRun]:
     """
     # Explained within too: MLflow would wait for a missing server once more when it closes the run.
     with explained(), _own_run(step) as run, explained():
-        mlflow.set_tags({"mlflow.runName": step, "step": step, PROCESS: process_tag(), **provenance_tags(config.seed)})
+        mlflow.set_tags(provenance_tags(config.seed))
         remove_credentials(run.info.run_id)
         if changes := uncommitted_changes():
             mlflow.log_text(without_secrets(changes), "code.diff")
@@ -126,7 +126,9 @@ def _own_run(step: str) -> Iterator[ActiveRun]:
     logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
     mlflow.set_system_metrics_sampling_interval(SAMPLING_SECONDS)
     with _opened_by_one():
-        run = mlflow.start_run(run_name=step, log_system_metrics=step in READS)
+        # With its tags from the first moment: a run that does not say whose it is stays RUNNING for ever.
+        tags = {"step": step, PROCESS: process_tag()}
+        run = mlflow.start_run(run_name=step, tags=tags, log_system_metrics=step in READS)
     status = "FAILED"
     try:
         yield run

@@ -6,11 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import psutil
-from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from steps.flow.launch import StepResult, launch, start_here
-from steps.flow.processes import closing, end
+from steps.flow.processes import TRIAL_GRACE_SECONDS, close_below, closing, end, send_to
 
 Trial = tuple[str, ...]
 """The overrides of one run of the chain."""
@@ -43,10 +42,9 @@ class ThisMachine:
         def send(number: int) -> None:
             if is_over():
                 raise ProcessLookupError
-            for child in psutil.Process().children():
-                child.send_signal(number)
+            send_to(psutil.Process().children(), number)
 
-        end(send)
+        end(send, TRIAL_GRACE_SECONDS)
 
 
 def run_trials(trials: list[Trial], parent: Run, jobs: int, place: Place) -> list[StepResult]:
@@ -84,13 +82,3 @@ def _run_trial(trial: Trial, parent: Run, place: Place) -> StepResult:
         more = "started again elsewhere" if attempt < ATTEMPTS else f"given up after {ATTEMPTS} attempts"
         print(f"{shlex.join(trial)}: the machine died under run {result.run_id}: {more}", flush=True)
     return result
-
-
-def close_below(run_id: str) -> None:
-    """Mark as KILLED every RUNNING run below *run_id*, on whatever machine: the one above has ended."""
-    client = MlflowClient()
-    experiment = client.get_run(run_id).info.experiment_id
-    for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'"):
-        close_below(child.info.run_id)
-        if child.info.status == "RUNNING":
-            client.set_terminated(child.info.run_id, "KILLED")

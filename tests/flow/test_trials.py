@@ -1,13 +1,16 @@
 """Runs below one that has ended are closed, on whatever machine their process was; a lost trial is started again."""
 
+import subprocess
 from collections.abc import Callable
 
 import mlflow
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from steps.flow.trials import ATTEMPTS, LOST, close_below, run_trials
+from steps.flow.processes import close_below
+from steps.flow.trials import ATTEMPTS, LOST, ThisMachine, run_trials
 from tests.conftest import run
 
 
@@ -55,3 +58,13 @@ def test_a_trial_whose_machine_dies_is_started_again_in_a_run_of_its_own(
     below: list[Run] = MlflowClient().search_runs(["0"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert sorted(one.info.status for one in below) == statuses
     assert result.status == statuses[0]
+
+
+def test_a_trial_that_ends_while_it_is_told_to_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen("true") as child:
+        ended = psutil.Process(child.pid)
+    asked: list[bool] = []
+    # As when the thread that waits for a trial learns of its end just after we have asked which there are.
+    monkeypatch.setattr(psutil.Process, "children", lambda self: [ended])
+    ThisMachine().stop(lambda: bool(asked) or asked.append(True) is not None)
+    assert asked
