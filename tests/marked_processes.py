@@ -34,12 +34,11 @@ def processes_of(mark: str) -> Iterator[psutil.Process]:
 class Started:
     """`command`, running; `processes` yields all of its processes that are alive."""
 
-    def __init__(self, *command: str, cwd: Path | None = None, **environment: str) -> None:
+    def __init__(self, *command: str, **environment: str) -> None:
         self.mark = uuid.uuid4().hex
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.outer = subprocess.Popen(
             command,
-            cwd=cwd,
             env=os.environ | {MARK: self.mark, "PATH": path} | environment,
             start_new_session=True,
             # A shell starts what it runs in the background with SIGINT ignored, and so everything below it.
