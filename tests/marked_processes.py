@@ -1,5 +1,6 @@
 """A flow started beside the test, all of whose processes can be found, whoever their parent is by now."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -65,6 +66,15 @@ class Started:
         assert targets, f"no process of {name}"
         for target in targets:
             target.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill all of its processes, and return when none is left."""
+        while alive := list(self.processes()):
+            for process in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            time.sleep(0.05)
+        self.outer.wait()
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Return once *condition* holds; AssertionError when the command ends first."""

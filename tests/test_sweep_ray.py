@@ -1,7 +1,6 @@
 """A sweep on a real Ray cluster of two nodes, with a tracking server that both reach; one node dies in the middle."""
 
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -39,22 +38,16 @@ def tracking_server(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def node(address: str, *options: str) -> Iterator[Started]:
-    """Yield a Ray node with one CPU at *address*, which joins or, with --head, leads a cluster."""
+    """Yield a Ray node with one CPU at *address*, up, which joins or, with --head, leads a cluster."""
     small = ["--num-cpus", "1", "--object-store-memory", "80000000", "--disable-usage-stats"]
-    started = Started("ray", "start", "--block", "--node-ip-address", address, *small, *options, **RAY)
+    started = Started("ray", "start", "--node-ip-address", address, *small, *options, **RAY)
     try:
+        while started.outer.wait() != 0:  # on a busy machine Ray gives up after 30 s
+            started.kill()
+            started = Started("ray", "start", "--node-ip-address", address, *small, *options, **RAY)
         yield started
     finally:
-        for each in started.processes():
-            each.kill()
-        started.outer.wait()
-
-
-def nodes_alive(address: str) -> int:
-    """Return how many nodes the cluster at *address* has, 0 before there is one."""
-    code = "import ray, sys; ray.init(address=sys.argv[1]); print(sum(n['Alive'] for n in ray.nodes()))"
-    done = run("python", "-c", code, address, **RAY)
-    return int(done.stdout) if done.returncode == 0 else 0
+        started.kill()
 
 
 def in_process_of(started: Started, runs: list[Run]) -> list[Run]:
@@ -65,6 +58,11 @@ def in_process_of(started: Started, runs: list[Run]) -> list[Run]:
         for one in runs
         if one.data.tags.get("process", " ").split()[1:2] and one.data.tags["process"].split()[1] in numbers
     ]
+
+
+def at_work(one: Run) -> bool:
+    """Whether the process of the step has begun; until then it is its chain's."""
+    return "code.commit" in one.data.tags
 
 
 @dataclass(frozen=True)
@@ -97,21 +95,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         store = stack.enter_context(tracking_server(tmp_path_factory.mktemp("server")))
         head = ["--head", "--port", address.partition(":")[2], "--include-dashboard", "false"]
         first = stack.enter_context(node("127.0.0.1", *head))
-        while nodes_alive(address) < 1:
-            time.sleep(0.2)
         mortal = stack.enter_context(node("127.0.0.2", "--address", address))
-        while nodes_alive(address) < 2:
-            time.sleep(0.2)
         yield Cluster(address, mortal, (first, mortal), store)
 
 
 @pytest.mark.slow
-@pytest.mark.cluster
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_sweep_that_is_killed_leaves_nothing_on_the_nodes(project: Path, cluster: Cluster, number: int) -> None:
-    step = "fetch_model" if number == signal.SIGKILL else "build_pipeline_wrapper"
     sweep = cluster.sweep(project)
-    sweep.wait_until(lambda: bool(cluster.running(step)))
+    sweep.wait_until(lambda: all(in_process_of(node, cluster.running("main")) for node in cluster.both))
     sweep.send("steps.sweep", number)
     sweep.wait_for_silence()
     trials = [one for started in cluster.both for one in started.processes() if "steps." in " ".join(one.cmdline())]
@@ -121,14 +113,12 @@ def test_a_sweep_that_is_killed_leaves_nothing_on_the_nodes(project: Path, clust
 
 
 @pytest.mark.slow
-@pytest.mark.cluster
 def test_a_node_that_dies_loses_its_trial_to_another_and_the_sweep_completes(project: Path, cluster: Cluster) -> None:
     earlier = {one.info.run_id for one in cluster.runs("")}
     sweep = cluster.sweep(project)
-    sweep.wait_until(lambda: bool(in_process_of(cluster.mortal, cluster.running("build_onnx_wrapper"))))
+    sweep.wait_until(lambda: any(map(at_work, in_process_of(cluster.mortal, cluster.running("build_onnx_wrapper")))))
     lost = in_process_of(cluster.mortal, cluster.runs("attributes.status = 'RUNNING'"))
-    for each in cluster.mortal.processes():
-        each.kill()  # all at once and without a word, as when a machine loses its power
+    cluster.mortal.kill()  # all at once and without a word, as when a machine loses its power
     assert sweep.outer.wait() == 0
     sweep.wait_for_silence()
 

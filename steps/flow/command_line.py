@@ -30,7 +30,7 @@ from steps.flow.errors import ConfigError, StepError
 from steps.flow.processes import end_on_signals, watch_launcher
 from steps.flow.schema import ROOT, Config, holds_text
 from steps.flow.secrets import refuse_secrets, refuse_tokens, remove_credentials
-from steps.flow.tracking import settle_store
+from steps.flow.tracking import close_unopened_run, settle_store
 
 CONF = ROOT / "conf"
 HYDRA_SWITCHES = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"}
@@ -57,10 +57,13 @@ def reporting(name: str) -> Iterator[None]:
     Exits with 2 and one line for a ConfigError, with 1 and one line for a StepError; other exceptions keep their trace.
     """
     end_on_signals()
-    watch_launcher()
     settle_store()
     try:
+        watch_launcher()
         yield
+    except (SystemExit, KeyboardInterrupt):
+        close_unopened_run()
+        raise
     except ConfigError as error:
         print(f"{name}: {error}", file=sys.stderr)
         if run_id := os.environ.get("MLFLOW_RUN_ID"):

@@ -129,7 +129,7 @@ def close_abandoned_runs() -> list[Run]:
     closed: list[Run] = []
     for run in client.search_runs(experiments, "attributes.status = 'RUNNING'"):
         # A process that is gone by now may have finished its run since we asked.
-        if _is_gone(run.data.tags.get(PROCESS, "")) and _close(client, run):
+        if _is_gone(run.data.tags.get(PROCESS, "")) and close_run(run.info.run_id):
             closed += [run, *close_below(run.info.run_id)]
     for run in closed:
         print(f"run {run.info.run_id} ({run.data.tags.get('step')}) was abandoned by its process: marked KILLED")
@@ -143,16 +143,17 @@ def close_below(run_id: str) -> list[Run]:
     closed: list[Run] = []
     for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'"):
         closed += close_below(child.info.run_id)
-        if _close(client, child):
+        if close_run(child.info.run_id):
             closed.append(child)
     return closed
 
 
-def _close(client: MlflowClient, run: Run) -> bool:
-    """Mark *run* as KILLED if it is still RUNNING; return whether it was."""
-    if client.get_run(run.info.run_id).info.status != "RUNNING":
+def close_run(run_id: str) -> bool:
+    """Mark the run *run_id* as KILLED if it is still RUNNING; return whether it was."""
+    client = MlflowClient()
+    if client.get_run(run_id).info.status != "RUNNING":
         return False
-    client.set_terminated(run.info.run_id, "KILLED")
+    client.set_terminated(run_id, "KILLED")
     return True
 
 

@@ -20,7 +20,7 @@ from steps.flow.failures import explained
 from steps.flow.files import hash_text
 from steps.flow.fingerprint import FACTS, FINGERPRINT, Fingerprint, fingerprint, sources
 from steps.flow.lock import one_at_a_time
-from steps.flow.processes import PROCESS, closing, process_tag
+from steps.flow.processes import PROCESS, close_run, closing, process_tag
 from steps.flow.provenance import provenance_tags, uncommitted_changes
 from steps.flow.schema import INPUTS, READS, Config, flat_dict, inputs_of
 from steps.flow.secrets import remove_credentials, without_credentials, without_secrets
@@ -143,6 +143,16 @@ def _own_run(step: str) -> Iterator[ActiveRun]:
         raise
     finally:
         mlflow.end_run(status)
+
+
+def close_unopened_run() -> None:
+    """Mark as KILLED the run that this process was given, if it ends before it could open it: its maker may be gone."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")  # MLflow takes it away when it opens the run
+    if run_id is None:
+        return
+    closing()
+    with suppress(MlflowException):
+        close_run(run_id)
 
 
 def _opened_by_one() -> AbstractContextManager[None]:
