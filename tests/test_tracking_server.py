@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,8 +18,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from steps.flow.errors import StepError
+from steps.flow.fingerprint import FINGERPRINT
+from steps.flow.logged_model import checked_model, model_damage
 from tests.conftest import ROOT, run
 from tests.marked_processes import MARK, processes_of
+from tests.registry.models import built
 from tests.servers import free_port, wait_for
 
 pytestmark = pytest.mark.slow
@@ -56,7 +62,9 @@ class Server:
 def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Yield a server that is up."""
     folder = tmp_path_factory.mktemp("server")
-    (folder / "store.db").write_bytes(empty_store.read_bytes())
+    shutil.copy(empty_store, folder / "store.db")
+    with sqlite3.connect(folder / "store.db") as database:
+        database.execute("UPDATE experiments SET artifact_location = 'mlflow-artifacts:/0'")
     server = Server(folder)
     server.come()
     yield server
@@ -139,6 +147,27 @@ def test_a_flow_whose_server_stays_away_ends_and_the_next_closes_and_completes_i
     assert done.stdout.count("was abandoned by its process: marked KILLED") == 2
     assert "fetch_model             FINISHED" in done.stdout
     assert not running(client)
+
+
+def test_a_model_on_a_server_is_known_to_be_whole_without_fetching_it(
+    server: Server, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = built(tmp_path, "yes")
+    with monkeypatch.context() as patched:
+        patched.delattr("steps.flow.logged_model.as_folder")
+        assert model_damage(build) is None
+        (weights,) = (server.folder / "artifacts").rglob("echo.py")
+        content = weights.read_bytes()
+        weights.write_bytes(content[:-1])
+        assert str(model_damage(build)).endswith("has changed since it was logged")
+        weights.unlink()
+        assert str(model_damage(build)).endswith("is missing")
+        weights.write_bytes(content[::-1])
+        assert model_damage(build) is None, "no server tells more than sizes"
+    client.set_tag(build.info.run_id, FINGERPRINT, "f" * 64)
+    with pytest.raises(StepError, match="has changed since it was logged"), checked_model(build):
+        pass
+    assert FINGERPRINT not in client.get_run(build.info.run_id).data.tags, "so the same command makes it again"
 
 
 def test_a_run_that_holds_a_secret_is_marked_deleted_where_a_server_keeps_it(

@@ -2,14 +2,15 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import FileInfo, Run
 from mlflow.exceptions import MlflowException
 
 from steps.flow.files import describe, files_below
@@ -52,20 +53,26 @@ def missing_artifact(run: Run) -> str | None:
     return None
 
 
-def _list(run: Run) -> dict[str, list[object]]:
-    """Return [size in bytes, sha256 or None] of each artifact of *run*, by path."""
-    folder = _local_folder(run.info.artifact_uri)
+def list_files(artifact_uri: str, listed: Callable[[str | None], list[FileInfo]]) -> dict[str, list[object]]:
+    """Return [size in bytes, sha256] of each file at *artifact_uri*, by path; *listed* lists what is in a folder there.
+
+    Where the store is a service, sizes alone, and None for the rest: hashing would fetch everything.
+    """
+    folder = _local_folder(artifact_uri)
     if folder is None:
-        # Hashing would fetch everything; a store that is a service checks what it keeps.
-        return {path: [size, None] for path, size in _walk(run.info.run_id, None) if path != ARTIFACTS}
-    files = describe((path for path in files_below(folder) if path.name != ARTIFACTS), folder)
-    return {file.path: [file.size, file.sha256] for file in files}
+        return {path: [size, None] for path, size in _walk(listed, None)}
+    return {file.path: [file.size, file.sha256] for file in describe(files_below(folder), folder)}
 
 
-def _walk(run_id: str, folder: str | None) -> Iterator[tuple[str, int]]:
-    for item in MlflowClient().list_artifacts(run_id, folder):
+def _list(run: Run) -> dict[str, list[object]]:
+    found = list_files(run.info.artifact_uri, partial(MlflowClient().list_artifacts, run.info.run_id))
+    return {path: facts for path, facts in found.items() if path != ARTIFACTS}
+
+
+def _walk(listed: Callable[[str | None], list[FileInfo]], folder: str | None) -> Iterator[tuple[str, int]]:
+    for item in listed(folder):
         if item.is_dir:
-            yield from _walk(run_id, item.path)
+            yield from _walk(listed, item.path)
         else:
             yield item.path, item.file_size or 0
 

@@ -8,19 +8,21 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LoggedModel, Run
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from steps.flow.artifacts import as_folder
+from steps.flow.artifacts import as_folder, list_files
 from steps.flow.errors import StepError
 from steps.flow.files import File, describe, digest, files_below
-from steps.flow.fingerprint import DIGEST
+from steps.flow.fingerprint import DIGEST, FINGERPRINT
 from steps.flow.tracking import outputs
 
 MODEL_MANIFEST = "model_manifest.json"
@@ -70,25 +72,55 @@ def record_model(model_uri: str, folder: Path) -> None:
 def checked_model(run: Run) -> Iterator[tuple[str, Path]]:
     """Yield the URI and the folder of the model that the build step's *run* logged, every file as it was logged.
 
-    Raises StepError, naming the first file that is missing or has changed, or the status if it is not READY.
+    Raises StepError, naming the first file that is missing or has changed, or the status if it is not READY. Then the
+    run is not reused again.
     """
+    model, stated = _stated_model(run)
+    with logged_folder(model.model_uri) as folder:
+        if damage := _damage(model, stated, {file.path: [file.size, file.sha256] for file in _files(folder)}):
+            # Where the store is a service, `model_damage` could not know, and would trust it for ever.
+            with suppress(MlflowException):  # it has none
+                MlflowClient().delete_tag(run.info.run_id, FINGERPRINT)
+            msg = f"{damage}: run {run.data.tags.get('step')} again"
+            raise StepError(msg)
+        yield model.model_uri, folder
+
+
+def model_damage(run: Run) -> str | None:
+    """Return what of the model that the build step's *run* logged is missing or has changed, or None.
+
+    Where the store is a service, sizes alone are compared.
+    """
+    try:
+        model, stated = _stated_model(run)
+        found = list_files(model.artifact_location, partial(MlflowClient().list_logged_model_artifacts, model.model_id))
+    except (StepError, MlflowException, OSError) as error:
+        return str(error).partition(": run ")[0]
+    return _damage(model, stated, found)
+
+
+def _stated_model(run: Run) -> tuple[LoggedModel, list[File]]:
+    """Return the model that *run* logged, and its files as they were then. Raises StepError when it is not READY."""
     uri, step = outputs(run).get("model_uri"), run.data.tags.get("step")
     if uri is None:
         msg = f"run {run.info.run_id} handed over no model: run {step} again"
         raise StepError(msg)
-    status = MlflowClient().get_logged_model(uri.removeprefix("models:/")).status
-    if str(status) != "READY":
-        msg = f"{uri} is {status}, not READY: run {step} again"
+    model = MlflowClient().get_logged_model(uri.removeprefix("models:/"))
+    if str(model.status) != "READY":
+        msg = f"{uri} is {model.status}, not READY: run {step} again"
         raise StepError(msg)
     stated = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{MODEL_MANIFEST}"))
-    with logged_folder(uri) as folder:
-        found = {file.path: file for file in _files(folder)}
-        for file in (File(**values) for values in stated["files"]):
-            if found.get(file.path) != file:
-                fact = "is missing" if file.path not in found else "has changed since it was logged"
-                msg = f"{file.path} of {uri} {fact}: run {step} again"
-                raise StepError(msg)
-        yield uri, folder
+    return model, [File(**values) for values in stated["files"]]
+
+
+def _damage(model: LoggedModel, stated: list[File], found: dict[str, list[object]]) -> str | None:
+    """Return which of the *stated* files of *model* is not *found* as [size, sha256 or None], or None when all are."""
+    for file in stated:
+        if file.path not in found:
+            return f"{file.path} of {model.model_uri} is missing"
+        if found[file.path] not in ([file.size, file.sha256], [file.size, None]):
+            return f"{file.path} of {model.model_uri} has changed since it was logged"
+    return None
 
 
 def _files(folder: Path) -> tuple[File, ...]:

@@ -10,9 +10,8 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from steps.flow.artifacts import missing_artifact
-from steps.flow.errors import StepError
 from steps.flow.fingerprint import FACTS, FINGERPRINT, Fingerprint, differences, movable
-from steps.flow.logged_model import CONTENT, REGISTERED_AS, checked_model
+from steps.flow.logged_model import CONTENT, REGISTERED_AS, model_damage
 from steps.flow.schema import Config
 from steps.flow.tracking import outputs
 
@@ -53,11 +52,8 @@ def damage_of(run: Run) -> str | None:
         return damage
     for uri in outputs(run).values():
         if LOGGED_MODEL.fullmatch(uri):
-            try:
-                with checked_model(run):
-                    pass
-            except (StepError, MlflowException, OSError) as error:
-                return str(error).partition(": run ")[0]
+            if damage := model_damage(run):
+                return damage
         elif version := VERSION.fullmatch(uri):
             try:
                 found = MlflowClient().get_model_version(*version.groups())
