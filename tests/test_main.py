@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,20 +187,6 @@ def test_the_prompt_interface_answers_over_http(flow: Flow, client: MlflowClient
         assert json.load(answer)["predictions"] == ["The capital of Spain is Madrid."]
 
 
-def test_a_build_that_a_gate_stops_is_not_registered_and_the_chain_says_why(flow: Flow) -> None:
-    gate = "evaluate.gates.onnx_accuracy.min=1 evaluate.gates.onnx_accuracy.use=point evaluate.limit=20"
-    impossible = f"{gate} '+evaluate.gates.small={{metric: onnx.cost.size_bytes, max: 1}}' register.name=stopped"
-    runs = [f"{key}={flow.steps[step].info.run_id}" for key, step in {
-        "pipeline_run_id": "build_pipeline_wrapper", "onnx_run_id": "build_onnx_wrapper"}.items()]  # fmt: skip
-    overrides = [*shlex.split(impossible), "steps=[evaluate,register]", *runs, *QUICK]
-    done = run("python", "-m", "steps.main", *overrides, MLFLOW_TRACKING_URI=flow.store)
-    assert done.returncode == 1
-    assert "is above evaluate.gates.small.max=1" in done.stderr
-    assert "main: evaluate ended FAILED" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not MlflowClient(flow.store).search_registered_models("name='stopped'")
-
-
 def again(flow: Flow, *parameters: str) -> str:
     """Return what the same command prints when it is given once more, with *parameters* added."""
     command = ["mlflow", "run", str(ROOT), "--env-manager", "local", "-P", "register.name=capitals"]
@@ -210,22 +195,22 @@ def again(flow: Flow, *parameters: str) -> str:
     return done.stdout
 
 
+def newest_chain(client: MlflowClient) -> Run:
+    return client.search_runs(["0"], "tags.step = 'main'", order_by=["start_time DESC"])[0]
+
+
 def step_runs(flow: Flow) -> int:
     return len(MlflowClient(flow.store).search_runs(["0"], "tags.step != 'main'"))
 
 
-def test_the_same_command_again_runs_nothing_and_shows_the_same(flow: Flow) -> None:
+def test_the_same_command_again_runs_nothing_and_shows_the_same(flow: Flow, client: MlflowClient) -> None:
     before = step_runs(flow)
     output = again(flow)
     for number, step in enumerate(STEPS, start=1):
         assert f"[{number}/5] {step:<23} REUSED    run {flow.steps[step].info.run_id}" in output
     assert step_runs(flow) == before
     assert output.partition("Right answers")[2] == flow.output.partition("Right answers")[2]
-
-
-def test_a_reused_step_is_in_the_chains_own_record(flow: Flow, client: MlflowClient) -> None:
-    again(flow)
-    chain = client.search_runs(["0"], "tags.step = 'main'", order_by=["start_time DESC"])[0]
+    chain = newest_chain(client)
     steps = json.loads(mlflow.artifacts.load_text(f"{chain.info.artifact_uri}/flow.json"))["steps"]
     assert [step["reused_from"] for step in steps] == [flow.steps[step].info.run_id for step in STEPS]
     assert chain.data.tags["reused_from.fetch_model"] == flow.steps["fetch_model"].info.run_id
@@ -246,7 +231,7 @@ def test_a_damaged_model_is_built_again_and_the_plan_says_so(flow: Flow) -> None
     content = weights.read_bytes()
     weights.write_bytes(content[:-1])
     try:
-        output = again(flow, "plan=true")
+        output = run("python", "-m", "steps.main", "plan=true", MLFLOW_TRACKING_URI=flow.store).stdout
     finally:
         weights.write_bytes(content)
     assert "[3/5] build_onnx_wrapper      RUN       run" in output
@@ -254,10 +239,27 @@ def test_a_damaged_model_is_built_again_and_the_plan_says_so(flow: Flow) -> None
     assert "has changed since it was logged" in output
 
 
+def test_a_gate_stops_the_flow_and_without_it_the_flow_goes_on_at_evaluate(flow: Flow, client: MlflowClient) -> None:
+    gate = "+evaluate.gates.small={metric: onnx.cost.size_bytes, max: 1}"
+    common = ["register.name=stopped", "evaluate.limit=60", *QUICK]
+    done = run("python", "-m", "steps.main", gate, *common, MLFLOW_TRACKING_URI=flow.store)
+    assert done.returncode == 1
+    assert "is above evaluate.gates.small.max=1" in done.stderr
+    assert "main: evaluate ended FAILED" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not client.search_registered_models("name='stopped'")
+
+    done = run("python", "-m", "steps.main", *common, MLFLOW_TRACKING_URI=flow.store)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = [line.split()[1:3] for line in done.stdout.splitlines() if re.search(r"REUSED|FINISHED", line)]
+    assert said == [[step, "REUSED"] for step in STEPS[:3]] + [[step, "FINISHED"] for step in STEPS[3:]]
+    assert client.search_registered_models("name='stopped'")
+
+
 def test_chosen_steps_take_the_runs_that_fit(flow: Flow) -> None:
-    output = again(flow, "steps=[evaluate,register]", "evaluate.limit=60", "reuse=false", *QUICK)
-    assert "[1/2] evaluate                FINISHED" in output
-    assert "[2/2] register                FINISHED" in output
+    output = again(flow, "steps=[evaluate,register]", "plan=true", "evaluate.limit=70")
+    assert "[1/2] evaluate                RUN       limit" in output
+    assert "[2/2] register                RUN       after evaluate" in output
 
 
 def test_a_second_registration_of_the_same_content_makes_no_new_version(flow: Flow, client: MlflowClient) -> None:
@@ -267,20 +269,17 @@ def test_a_second_registration_of_the_same_content_makes_no_new_version(flow: Fl
     assert len(client.search_model_versions("name='capitals'")) == 2
 
 
-def test_a_flow_made_anew_registers_nothing_new_because_it_makes_the_same_bytes(
+def test_without_reuse_all_that_is_chosen_is_made_again_to_the_byte_and_nothing_else_is_claimed(
     flow: Flow, client: MlflowClient
 ) -> None:
-    output = again(flow, "reuse=false", "evaluate.limit=60", *QUICK)
-    assert output.count("FINISHED") == len(STEPS)
-    assert len(client.search_model_versions("name='capitals'")) == 2
-    assert "Registered:  models:/capitals/2" in output
-
-
-def test_a_flow_that_stops_early_claims_nothing_of_the_steps_it_left_out(flow: Flow, client: MlflowClient) -> None:
-    output = again(flow, "steps=[fetch_model]")
+    output = again(flow, "reuse=false", "steps=[fetch_model,build_onnx_wrapper]")
+    assert output.count("FINISHED") == 2
+    chain = newest_chain(client)
+    built = client.search_runs(["0"], "tags.step = 'build_onnx_wrapper'", order_by=["start_time DESC"])[0]
+    assert built.data.tags["mlflow.parentRunId"] == chain.info.run_id
+    assert built.data.tags["model.sha256"] == flow.steps["build_onnx_wrapper"].data.tags["model.sha256"]
     assert "Registered:" not in output
     assert "Right answers" not in output
-    chain = client.search_runs(["0"], "tags.step = 'main'", order_by=["start_time DESC"])[0]
     assert not [name for name in chain.data.metrics if name.startswith("onnx.")]
 
 

@@ -234,9 +234,8 @@ def test_a_sweep_that_is_killed_again_and_again_goes_on_where_it_stopped(store: 
     # Each time at a later step, so that each sweep has to go on from what the one before it finished.
     for step, running, jobs, victim, number in [
         ("build_pipeline_wrapper", 1, 1, "steps.sweep", signal.SIGKILL),
-        ("build_onnx_wrapper", 1, 1, "steps.sweep", signal.SIGTERM),
-        ("build_onnx_wrapper", 2, 2, "steps.sweep", signal.SIGKILL),
-        ("evaluate", 1, 2, "mlflow run", signal.SIGTERM),
+        ("build_onnx_wrapper", 2, 2, "steps.sweep", signal.SIGTERM),
+        ("evaluate", 1, 2, "mlflow run", signal.SIGKILL),
     ]:
         started = Started(*sweep_command(*parameters, f"sweep.jobs={jobs}"))
         started.wait_until(lambda step=step, running=running: len(runs_of(step, "RUNNING")) >= running)

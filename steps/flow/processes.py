@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 PROCESS = "process"
-"""The tag that holds `<host> <pid> <start time>` of the process that works on a run."""
+"""The tag that says, in three words, on which machine, under which number, and since when a process works on a run."""
 
 PAUSE_SECONDS = 0.5
 """Between two looks at a launcher, and between two signals."""
@@ -82,7 +83,20 @@ def send_to(processes: Iterable[psutil.Process], number: int) -> None:
 def process_tag() -> str:
     """Return what identifies this process among all that ever ran on any machine."""
     own = psutil.Process()
-    return f"{socket.gethostname()} {own.pid} {own.create_time():.2f}"
+    return f"{_machine()} {own.pid} {_identity(own)}"
+
+
+def _machine() -> str:
+    """Return the name of this machine, and where there is one, of the namespace that its processes' numbers are of."""
+    name = socket.gethostname()
+    with contextlib.suppress(OSError):  # containers may share a name, but not their processes
+        return f"{name}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    return name
+
+
+def _identity(process: psutil.Process) -> str:
+    """Return what tells *process* from another that has its number later: its start, whatever happens to the clock."""
+    return str(hash(process))
 
 
 def watch_launcher() -> None:
@@ -158,13 +172,13 @@ def close_run(run_id: str) -> bool:
 
 
 def _is_gone(tag: str) -> bool:
-    host, _, rest = tag.partition(" ")
-    pid, _, started = rest.partition(" ")
-    if host != socket.gethostname() or not pid.isdigit():
+    machine, _, rest = tag.partition(" ")
+    pid, _, identity = rest.partition(" ")
+    if machine != _machine() or not pid.isdigit():
         return False
     try:
         process = psutil.Process(int(pid))
         # A zombie has ended; in a container whose first process does not see to it, it stays one.
-        return process.status() == psutil.STATUS_ZOMBIE or f"{process.create_time():.2f}" != started
+        return process.status() == psutil.STATUS_ZOMBIE or _identity(process) != identity
     except psutil.NoSuchProcess:
         return True

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -51,8 +52,8 @@ def test_a_run_whose_process_is_gone_is_closed(store: str) -> None:
 
 def test_a_run_whose_process_is_a_zombie_is_closed(store: str) -> None:
     child = start("")
-    host, _pid, _started = process_tag().split()
-    run_id = a_running_run(f"{host} {child.pid} {psutil.Process(child.pid).create_time():.2f}")
+    machine, _pid, _identity = process_tag().split()
+    run_id = a_running_run(f"{machine} {child.pid} {processes._identity(psutil.Process(child.pid))}")
     # Not `wait`: until it is asked after, it is a zombie, as where the first process of a container asks after nobody.
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
@@ -64,10 +65,10 @@ def test_a_run_whose_process_is_a_zombie_is_closed(store: str) -> None:
 def test_what_is_below_a_run_whose_process_is_gone_is_closed_on_whatever_machine(
     store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    host, pid, _started = process_tag().split()
-    sweep = a_running_run(f"{host} {pid} 1.00")
-    trial = a_running_run("another-host 1 1.00", above=sweep)
-    step = a_running_run("another-host 2 1.00", above=trial)
+    machine, pid, _identity = process_tag().split()
+    sweep = a_running_run(f"{machine} {pid} 1")
+    trial = a_running_run("another-machine 1 1", above=sweep)
+    step = a_running_run("another-machine 2 1", above=trial)
     closed = {run.info.run_id for run in close_abandoned_runs()}
     assert closed == {sweep, trial, step}
     assert {status_of(each) for each in closed} == {"KILLED"}
@@ -127,13 +128,23 @@ def test_a_run_whose_process_is_alive_is_left(store: str) -> None:
 
 
 def test_a_number_that_another_process_has_now_is_not_the_process_of_the_run(store: str) -> None:
-    host, pid, _started = process_tag().split()
-    run_id = a_running_run(f"{host} {pid} 1.00")
+    machine, pid, _identity = process_tag().split()
+    run_id = a_running_run(f"{machine} {pid} 1")
     close_abandoned_runs()
     assert status_of(run_id) == "KILLED"
 
 
-@pytest.mark.parametrize("tag", ["another-host 1 1.00", "", "nonsense"])
+def test_a_run_whose_process_is_alive_is_left_when_the_clock_is_set(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = a_running_run(process_tag())
+    an_hour_later = psutil.boot_time() + 3600  # what the system then takes for the time of its start
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: an_hour_later)
+    assert close_abandoned_runs() == []
+    assert status_of(run_id) == "RUNNING"
+
+
+@pytest.mark.parametrize("tag", ["another-machine 1 1", f"{socket.gethostname()}/1 1 1", "", "nonsense"])
 def test_a_run_of_another_machine_or_program_is_left(store: str, tag: str) -> None:
     run_id = a_running_run(tag)
     close_abandoned_runs()
