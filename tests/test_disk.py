@@ -1,4 +1,4 @@
-"""A full disk: the step's run is FAILED, one line says why, and with space again the same command completes."""
+"""A full disk: the step's run is FAILED, one line says why, and with space again the flow completes."""
 
 from pathlib import Path
 
@@ -48,6 +48,10 @@ def test_on_a_full_disk_a_step_fails_in_one_line_and_leaves_nothing_to_reuse(
     assert failed.info.status == "FAILED"
     assert not [tag for tag in failed.data.tags if tag.startswith("output.")]
 
+
+def test_with_space_again_the_flow_completes(store: str) -> None:
+    command = ["python", "-m", "steps.main", "steps=[fetch_model,build_onnx_wrapper]", "onnx=fp32_cpu"]
     done = run(*command, MLFLOW_TRACKING_URI=store)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{step:<23} FINISHED" in done.stdout
+    assert "fetch_model             REUSED" in done.stdout
+    assert "build_onnx_wrapper      FINISHED" in done.stdout

@@ -190,16 +190,6 @@ def newest(step: str) -> Run:
 
 
 @pytest.mark.slow
-def test_a_mistral_in_a_folder_goes_through_the_whole_flow(
-    built: Callable[[str], Built], store: str, task: Path, tmp_path: Path
-) -> None:
-    model = ["model=local", f"model.path={built('mistral').checkpoint}"]
-    done = run("python", "-m", "steps.main", *model, *overrides(task), *SAME_ANSWERS)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Registered:  models:/mistral/2" in done.stdout
-
-
-@pytest.mark.slow
 def test_a_qwen_from_a_hub_goes_through_the_whole_flow_in_int4(store: str, task: Path, tmp_path: Path) -> None:
     checkpoint = save_checkpoint(FAMILIES["qwen3"], tmp_path / "checkpoint")
     with serving_hub(tmp_path / "huggingface") as hub:
@@ -216,7 +206,7 @@ def test_a_qwen_from_a_hub_goes_through_the_whole_flow_in_int4(store: str, task:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "phi3_gqa"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "phi3_gqa"])
 def test_other_families_are_wrapped_and_answer_alike(
     built: Callable[[str], Built], store: str, task: Path, name: str
 ) -> None:

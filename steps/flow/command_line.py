@@ -61,8 +61,9 @@ def reporting(name: str) -> Iterator[None]:
     try:
         watch_launcher()
         yield
-    except (SystemExit, KeyboardInterrupt):
-        close_unopened_run()
+    except SystemExit as ended:
+        if ended.code:  # a signal; Hydra ends --help with 0
+            close_unopened_run()
         raise
     except ConfigError as error:
         print(f"{name}: {error}", file=sys.stderr)

@@ -94,7 +94,7 @@ def model_damage(run: Run) -> str | None:
     try:
         model, stated = _stated_model(run)
         found = list_files(model.artifact_location, partial(MlflowClient().list_logged_model_artifacts, model.model_id))
-    except (StepError, MlflowException, OSError) as error:
+    except (StepError, MlflowException, OSError, ValueError) as error:
         return str(error).partition(": run ")[0]
     return _damage(model, stated, found)
 

@@ -71,7 +71,7 @@ def _what_changed(facts: Fingerprint) -> str:
             old = Fingerprint.from_json(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{FACTS}"))
         except (OSError, MlflowException, ValueError, TypeError):
             continue
-        return ", ".join(differences(old, facts)) or f"run {run.info.run_id} cannot be read"
+        return ", ".join(differences(old, facts)) or f"run {run.info.run_id} is not to be reused"
     return "no earlier run"
 
 
