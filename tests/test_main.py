@@ -267,6 +267,14 @@ def test_chosen_steps_take_the_runs_that_fit(flow: Flow) -> None:
     output = plan(flow, "steps=[evaluate,register]", "evaluate.limit=70")
     assert re.search(r"\[1/2\] evaluate +RUN .*limit \w+ → 70", output)
     assert re.search(r"\[2/2\] register +RUN +after evaluate", output)
+    output = again(flow, "steps=[register]", "reuse=false")
+    assert "[1/1] register                FINISHED" in output
+    assert "Registered:  models:/capitals/2" in output, "what it found holds what is registered already"
+
+
+def test_without_reuse_every_step_would_run(flow: Flow) -> None:
+    output = plan(flow, "reuse=false")
+    assert [line.split()[2] for line in output.splitlines() if re.match(r"\[\d/5\]", line)] == ["RUN"] * len(STEPS)
 
 
 def test_a_second_registration_of_the_same_content_makes_no_new_version(flow: Flow, client: MlflowClient) -> None:

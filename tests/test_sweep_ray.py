@@ -40,11 +40,13 @@ def tracking_server(folder: Path) -> Iterator[str]:
 def node(address: str, *options: str) -> Iterator[Started]:
     """Yield a Ray node with one CPU at *address*, up, which joins or, with --head, leads a cluster."""
     small = ["--num-cpus", "1", "--object-store-memory", "80000000", "--disable-usage-stats"]
-    started = Started("ray", "start", "--node-ip-address", address, *small, *options, **RAY)
+    for _attempt in range(5):  # on a busy machine Ray gives up after 30 s
+        started = Started("ray", "start", "--node-ip-address", address, *small, *options, **RAY)
+        if started.outer.wait() == 0:
+            break
+        started.kill()
     try:
-        while started.outer.wait() != 0:  # on a busy machine Ray gives up after 30 s
-            started.kill()
-            started = Started("ray", "start", "--node-ip-address", address, *small, *options, **RAY)
+        assert started.outer.returncode == 0
         yield started
     finally:
         started.kill()

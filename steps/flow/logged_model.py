@@ -72,15 +72,15 @@ def record_model(model_uri: str, folder: Path) -> None:
 def checked_model(run: Run) -> Iterator[tuple[str, Path]]:
     """Yield the URI and the folder of the model that the build step's *run* logged, every file as it was logged.
 
-    Raises StepError, naming the first file that is missing or has changed, or the status if it is not READY. Then the
-    run is not reused again.
+    Raises StepError, naming the first file that is missing or has changed, or the status if it is not READY. A run
+    whose damage `model_damage` cannot see is not reused again.
     """
     model, stated = _stated_model(run)
     with logged_folder(model.model_uri) as folder:
         if damage := _damage(model, stated, {file.path: [file.size, file.sha256] for file in _files(folder)}):
-            # Where the store is a service, `model_damage` could not know, and would trust it for ever.
-            with suppress(MlflowException):  # it has none
-                MlflowClient().delete_tag(run.info.run_id, FINGERPRINT)
+            if model_damage(run) is None:  # which would let it be reused for ever
+                with suppress(MlflowException):  # it has none
+                    MlflowClient().delete_tag(run.info.run_id, FINGERPRINT)
             msg = f"{damage}: run {run.data.tags.get('step')} again"
             raise StepError(msg)
         yield model.model_uri, folder

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -144,7 +143,15 @@ def test_a_run_whose_process_is_alive_is_left_when_the_clock_is_set(
     assert status_of(run_id) == "RUNNING"
 
 
-@pytest.mark.parametrize("tag", ["another-machine 1 1", f"{socket.gethostname()}/1 1 1", "", "nonsense"])
+def test_a_run_of_another_container_of_the_same_name_is_left(store: str) -> None:
+    machine, _pid, _identity = process_tag().split()
+    namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
+    run_id = a_running_run(f"{machine.replace(namespace, '1')} 1 1")
+    close_abandoned_runs()
+    assert status_of(run_id) == "RUNNING"
+
+
+@pytest.mark.parametrize("tag", ["another-machine 1 1", "", "nonsense"])
 def test_a_run_of_another_machine_or_program_is_left(store: str, tag: str) -> None:
     run_id = a_running_run(tag)
     close_abandoned_runs()
