@@ -10,9 +10,12 @@ from mlflow.entities import Run
 
 from steps.flow.artifacts import missing_artifact
 from steps.flow.command_line import compose_config
-from steps.flow.fingerprint import fingerprint, sources
+from steps.flow.errors import StepError
+from steps.flow.fingerprint import FINGERPRINT, fingerprint, sources
+from steps.flow.logged_model import checked_model, model_damage
 from steps.flow.reuse import Decision, decide
 from steps.flow.tracking import step_run
+from tests.registry.models import built
 
 
 def make(*overrides: str) -> Run:
@@ -121,3 +124,16 @@ def test_an_older_complete_run_is_reused_when_the_newest_is_damaged(store: str) 
     found = decision()
     assert found.reused is not None
     assert found.reused.info.run_id == older.info.run_id
+
+
+def test_a_model_whose_files_come_back_is_reused_again(store: str, tmp_path: Path) -> None:
+    build = built(tmp_path, "yes")
+    mlflow.MlflowClient().set_tag(build.info.run_id, FINGERPRINT, "f" * 64)
+    (file,) = (tmp_path / "mlruns").rglob("echo.py")
+    file.rename(tmp_path / "elsewhere")
+    with pytest.raises(StepError, match="is missing"), checked_model(build):
+        pass
+    assert str(model_damage(build)).endswith("is missing")
+    (tmp_path / "elsewhere").rename(file)
+    assert model_damage(build) is None
+    assert FINGERPRINT in mlflow.get_run(build.info.run_id).data.tags
