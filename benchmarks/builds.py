@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from steps.build_onnx_wrapper import build_onnx
-from steps.flow.command_line import compose_config
+from steps.checkpoint.onnx_export import build_onnx
+from steps.config.command_line import compose_config
 
 
 def make_onnx(checkpoint: Path, work: Path, *overrides: str) -> Path:

@@ -24,9 +24,9 @@ import psutil
 from mlflow import MlflowClient
 
 from benchmarks.random_phi3 import VOCABULARY, Size, add_size_options, chosen_size, make_checkpoint
-from steps.flow.command_line import compose_config
-from steps.flow.logged_model import logged_folder
-from steps.flow.schema import STEPS
+from steps.config.command_line import compose_config
+from steps.config.schema import STEPS
+from steps.logged_models.logged_model import logged_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 PHI3_MINI = Size(layers=32, hidden=3072, intermediate=8192, heads=32)

@@ -27,7 +27,7 @@ from benchmarks.contenders import BareLoop, Contender, timed
 from benchmarks.document_wrapper import DocumentWrapper
 from benchmarks.random_phi3 import Size, add_size_options, chosen_size, make_checkpoint
 from benchmarks.report import Goal, in_turns, ratio, tell
-from steps.flow.schema import ROOT
+from steps.config.schema import ROOT
 from steps.wrappers import onnx_chat
 from steps.wrappers.onnx_chat import OnnxChatModel
 

@@ -34,7 +34,7 @@ from benchmarks.document_wrapper import DocumentWrapper
 from benchmarks.generation import WORK, Medians, words
 from benchmarks.random_phi3 import Size, add_size_options, chosen_size, make_checkpoint
 from benchmarks.report import Goal, in_turns, ratio, tell
-from steps.flow.schema import ROOT
+from steps.config.schema import ROOT
 from steps.wrappers import onnx_chat, onnx_engine
 from tests.servers import free_port, process, wait_for
 

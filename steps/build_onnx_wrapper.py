@@ -1,15 +1,10 @@
 """build_onnx_wrapper: reads the snapshot of fetch_model; writes a Python model around onnxruntime-genai.
 
-onnxruntime-genai's builder makes the ONNX model in a process of its own, so that its memory is given back. The
-wrapper, `steps/wrappers/onnx_chat.py`, is logged as code, with `onnx_engine.py` for the process that it starts, then
-loaded to answer a question before the step is done.
+onnxruntime-genai's builder makes the ONNX model in a process of its own, so that its memory is given back. The step
+logs the wrapper `steps/wrappers/onnx_chat.py` as code, loads it, and has it answer a question.
 """
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,58 +12,45 @@ from typing import Any
 
 import mlflow
 
-from steps.flow.architecture import require_known_architecture
-from steps.flow.command_line import execute
-from steps.flow.errors import StepError
-from steps.flow.files import describe, digest, files_below
-from steps.flow.hub import fetch_onnx
-from steps.flow.logged_model import logged_folder, record_model, without_bytecode
-from steps.flow.manifest import MANIFEST
-from steps.flow.requirements import locked
-from steps.flow.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
-from steps.flow.snapshot import present
-from steps.flow.tracking import set_output, step_run
+from steps.checkpoint.architectures import require_known_architecture
+from steps.checkpoint.hub import fetch_onnx
+from steps.checkpoint.manifest import MANIFEST
+from steps.checkpoint.onnx_export import build_onnx, require_runnable
+from steps.checkpoint.snapshot import present
+from steps.config.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
+from steps.logged_models.logged_model import logged_folder, record_model, without_bytecode
+from steps.logged_models.requirements import locked
+from steps.records.errors import StepError
+from steps.records.files import describe, digest, files_below
+from steps.records.step import Inputs, Outputs
 from steps.wrappers import onnx_chat, onnx_engine
 
 BUILDER_LOG = "builder.log"
 
-WINDOWED = {"mistral": 4096, "phi3": None}
-"""Model types whose every layer has the sliding window, with its size in transformers when config.json states none."""
 
-
-def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper, log: Path) -> None:
-    """Write the ONNX model of the checkpoint in *snapshot* to *output*, with genai_config.json and tokenizer.
-
-    All that the builder says goes to the file *log*. Raises StepError with its last line when it fails.
-    """
-    with tempfile.TemporaryDirectory() as work:
-        source = mend_window(snapshot, Path(work) / "source")
-        command = [
-            sys.executable,
-            "-m",
-            "onnxruntime_genai.models.builder",
-            "-i",
-            str(source),
-            "-o",
-            str(output),
-        ]
-        command += [
-            "-p",
-            options.precision.value,
-            "-e",
-            options.execution_provider.value,
-            "-c",
-            str(Path(work) / "cache"),
-        ]
-        command += ["--extra_options", *_extra_options(options)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False
-        )
-    log.write_text(f"{' '.join(command)}\n\n{done.stdout}\n{done.stderr}", encoding="utf-8")
-    if done.returncode != 0 or not (output / "model.onnx").is_file():
-        lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
-        msg = f"onnxruntime-genai's builder failed: {lines[-1]} (all it said is in the run's {log.name})"
-        raise StepError(msg)
+def run(config: Config, inputs: Inputs) -> Outputs:
+    """Build and wrap the snapshot of fetch_model, and see the model answer."""
+    options = config.build_onnx_wrapper
+    with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
+        onnx = Path(work) / "onnx"
+        if options.repo_id is None:
+            snapshot = stack.enter_context(present(inputs["fetch_model"]))
+            require_known_architecture(snapshot)
+            try:
+                build_onnx(snapshot, onnx, options, Path(work) / BUILDER_LOG)
+            finally:
+                mlflow.log_artifact(f"{work}/{BUILDER_LOG}")
+        else:
+            fetch_prebuilt(onnx, options, offline=config.fetch_model.offline)
+        mlflow.set_tag("onnx.sha256", digest(describe(files_below(onnx), onnx)))
+        with without_bytecode():
+            uri = log_wrapper(onnx, config.model.name, config.question, options)
+    with logged_folder(uri) as folder:
+        content = record_model(uri, folder)
+        if options.execution_provider is ExecutionProvider.cpu:
+            answer = ask(folder, config.question, options)
+            mlflow.log_dict({"question": config.question, "answer": answer}, "answer.json")
+    return Outputs({"model_uri": uri}, content)
 
 
 def fetch_prebuilt(output: Path, options: BuildOnnxWrapper, *, offline: bool) -> None:
@@ -79,52 +61,6 @@ def fetch_prebuilt(output: Path, options: BuildOnnxWrapper, *, offline: bool) ->
     mlflow.log_text(manifest.to_json(), MANIFEST)
     # The cache holds links, out of the folder: MLflow refuses to log those.
     shutil.copytree(snapshot / folder, output)
-
-
-def require_runnable(folder: Path) -> None:
-    """Raise StepError unless *folder* holds what the wrapper reads: settings, the model they name, tokenizer."""
-    settings = folder / "genai_config.json"
-    needed = [settings.name, "tokenizer.json", "tokenizer_config.json"]
-    if settings.is_file():
-        try:
-            needed.append(str(json.loads(settings.read_text())["model"]["decoder"]["filename"]))
-        except (ValueError, KeyError, TypeError) as error:
-            msg = f"{settings} names no model ({error!r}): choose a folder that onnxruntime-genai's builder wrote"
-            raise StepError(msg) from error
-    for name in needed:
-        if not (folder / name).is_file():
-            msg = f"{folder} lacks {name}: choose a folder that onnxruntime-genai's builder wrote"
-            raise StepError(msg)
-
-
-def mend_window(snapshot: Path, folder: Path) -> Path:
-    """Return *folder*, made with links to *snapshot*'s files and a config.json from which the builder exports right.
-
-    The builder learns from `layer_types` which layers have a sliding window. Where every layer has it, config.json does
-    not say so, and the export would attend to everything, without a word; so it is written out.
-    """
-    folder.mkdir(parents=True)
-    for path in snapshot.iterdir():
-        (folder / path.name).symlink_to(path.resolve())
-    architecture = json.loads((snapshot / "config.json").read_text())
-    family = architecture.get("model_type")
-    window = architecture.get("sliding_window", WINDOWED.get(family))
-    if family in WINDOWED and window is not None and "layer_types" not in architecture:
-        architecture |= {
-            "sliding_window": window,
-            "layer_types": ["sliding_attention"] * architecture["num_hidden_layers"],
-        }
-        (folder / "config.json").unlink()
-        (folder / "config.json").write_text(json.dumps(architecture, indent=2))
-    return folder
-
-
-def _extra_options(options: BuildOnnxWrapper) -> list[str]:
-    # A cache of the window's size alone crashes past twice the window; the mask is in the attention operator anyway.
-    extra = ["hf_token=false", "windowed_kv_cache=false"]
-    if options.precision.value in ("int4", "int8"):
-        extra += [f"block_size={options.block_size}", f"accuracy_level={options.accuracy_level}"]
-    return extra
 
 
 def log_wrapper(folder: Path, model_name: str, question: str, options: BuildOnnxWrapper) -> str:
@@ -170,33 +106,7 @@ def ask(folder: Path, question: str, options: BuildOnnxWrapper) -> str:
     return answer
 
 
-def main(config: Config, _overrides: list[str]) -> None:
-    """Build and wrap the snapshot of `fetch_run_id`, and see it answer."""
-    with step_run("build_onnx_wrapper", config) as step:
-        options = config.build_onnx_wrapper
-        with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
-            onnx = Path(work) / "onnx"
-            if options.repo_id is None:
-                _manifest, snapshot = stack.enter_context(present(step.inputs["fetch_run_id"]))
-                require_known_architecture(snapshot)
-                try:
-                    build_onnx(snapshot, onnx, options, Path(work) / BUILDER_LOG)
-                finally:
-                    mlflow.log_artifact(f"{work}/{BUILDER_LOG}")
-            else:
-                fetch_prebuilt(onnx, options, offline=config.fetch_model.offline)
-            mlflow.set_tag("onnx.sha256", digest(describe(files_below(onnx), onnx)))
-            with without_bytecode():
-                uri = log_wrapper(onnx, config.model.name, config.question, options)
-        with logged_folder(uri) as folder:
-            record_model(uri, folder)
-            if options.execution_provider is ExecutionProvider.cpu:
-                mlflow.log_dict(
-                    {"question": config.question, "answer": ask(folder, config.question, options)},
-                    "answer.json",
-                )
-        set_output("model_uri", uri)
-
-
 if __name__ == "__main__":
-    execute("build_onnx_wrapper", main)
+    from steps.flow.entry import execute
+
+    execute("build_onnx_wrapper")

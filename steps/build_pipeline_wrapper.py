@@ -9,13 +9,22 @@ from pathlib import Path
 import mlflow
 from huggingface_hub import ModelCard
 
-from steps.flow.command_line import execute
-from steps.flow.errors import StepError
-from steps.flow.logged_model import logged_folder, record_model
-from steps.flow.requirements import locked
-from steps.flow.schema import BuildPipelineWrapper, Config
-from steps.flow.snapshot import present
-from steps.flow.tracking import set_output, step_run
+from steps.checkpoint.snapshot import present
+from steps.config.schema import BuildPipelineWrapper, Config
+from steps.logged_models.logged_model import logged_folder, record_model
+from steps.logged_models.requirements import locked
+from steps.records.errors import StepError
+from steps.records.step import Inputs, Outputs
+
+
+def run(config: Config, inputs: Inputs) -> Outputs:
+    """Wrap the snapshot of fetch_model, and see the model answer."""
+    with present(inputs["fetch_model"]) as snapshot:
+        uri = log_pipeline(snapshot, config.question, config.build_pipeline_wrapper)
+    with logged_folder(uri) as folder:
+        digest = record_model(uri, folder)
+        mlflow.log_dict({"question": config.question, "answer": ask(folder, config.question)}, "answer.json")
+    return Outputs({"model_uri": uri}, digest)
 
 
 def log_pipeline(folder: Path, question: str, options: BuildPipelineWrapper) -> str:
@@ -54,16 +63,7 @@ def ask(folder: Path, question: str) -> str:
     return answer
 
 
-def main(config: Config, _overrides: list[str]) -> None:
-    """Wrap the snapshot of `fetch_run_id`, and see it answer."""
-    with step_run("build_pipeline_wrapper", config) as step:
-        with present(step.inputs["fetch_run_id"]) as (_manifest, snapshot):
-            uri = log_pipeline(snapshot, config.question, config.build_pipeline_wrapper)
-        with logged_folder(uri) as folder:
-            record_model(uri, folder)
-            mlflow.log_dict({"question": config.question, "answer": ask(folder, config.question)}, "answer.json")
-        set_output("model_uri", uri)
-
-
 if __name__ == "__main__":
-    execute("build_pipeline_wrapper", main)
+    from steps.flow.entry import execute
+
+    execute("build_pipeline_wrapper")

@@ -20,27 +20,56 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from steps.evaluation.gates import PASSED, Verdict, judge, overall
-from steps.evaluation.harness_figures import harness_metrics, write_harness
+from steps.config.schema import CANDIDATES, REFERENCE, Config, Evaluate, project_path
+from steps.evaluation.gates import PASSED, Verdict, judge, overall, read_gates
 from steps.evaluation.latency import by_prompt_length
 from steps.evaluation.metrics import measure
 from steps.evaluation.predictions import Prediction, score
-from steps.evaluation.tasks import Example
-from steps.flow.candidate import candidate
-from steps.flow.command_line import execute
-from steps.flow.errors import StepError
-from steps.flow.files import hash_file, hash_text
-from steps.flow.fingerprint import DIGEST, GATES_DIGEST
-from steps.flow.gates import configured_gates
-from steps.flow.logged_model import checked_model
-from steps.flow.provenance import provenance_tags
-from steps.flow.schema import CANDIDATES, REFERENCE, Config, Evaluate, project_path
-from steps.flow.task import read_examples
-from steps.flow.tracking import set_output, step_run
-from steps.measurement.candidates import Measurements, measure_candidates
-from steps.measurement.harness import check_harness, measure_harness
+from steps.evaluation.tasks import Example, read_examples
+from steps.extras.lm_eval import check_harness, measure_harness
+from steps.extras.lm_eval_metrics import harness_metrics, write_harness
+from steps.logged_models.logged_model import checked_model
+from steps.logged_models.process import candidate
+from steps.measurement.measure import Measurements, measure_candidates
+from steps.records.artifacts import GATES, REPORT, SUMMARY, TABLE
+from steps.records.errors import StepError
+from steps.records.files import hash_file, hash_text
+from steps.records.step import Inputs, Outputs
+from steps.records.tags import DIGEST, GATES_DIGEST, VERDICT
+from steps.report.results import write_results
 
-REPORT, GATES, SUMMARY, TABLE = "report.html", "gates.json", "summary.txt", "predictions_table.json"
+
+def run(config: Config, inputs: Inputs) -> Outputs:
+    """Measure the two models of *inputs* against each other, and judge them. Raises StepError unless all gates pass."""
+    options = config.evaluate
+    gates = read_gates(options.gates)
+    examples = read_examples(project_path(options.task), options.limit, options.scorer)
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        runs = {name: inputs[step] for name, step in CANDIDATES.items()}
+        models = {name: stack.enter_context(checked_model(built)) for name, built in runs.items()}
+        for name, uri in options.candidates.items():
+            models[name] = uri, fetched(uri, work / name)
+        # They load side by side.
+        loading = {name: stack.enter_context(candidate(name, folder)) for name, (_uri, folder) in models.items()}
+        check_harness(options.harness)
+        found = measure_candidates(loading, REFERENCE, examples, options, config.seed)
+        harness = measure_harness(loading, options.harness, config.seed)
+        predictions = score(examples, found.answers)
+        also = found.figures | harness_metrics(harness, REFERENCE, config.seed)
+        metrics = measure(predictions, REFERENCE, config.seed, also=also)
+        ids = {name: Model.load(str(folder)).model_id for name, (_uri, folder) in models.items()}
+        log_measurements(found, metrics, ids)
+        log_data(examples, predictions, options)
+        verdicts = judge(metrics, gates)
+        results = work / "results"
+        results.mkdir()
+        write_results(results, predictions, metrics, verdicts, found, config, provenance(runs, models, config))
+        write_harness(results / "harness", harness)
+        mlflow.log_artifacts(str(results))
+        gates_digest = hash_file(results / GATES)
+    mlflow.set_tags({VERDICT: overall(verdicts), GATES_DIGEST: gates_digest})
+    return hand_over(verdicts, judgement(gates_digest, runs))
 
 
 def fetched(uri: str, folder: Path) -> Path:
@@ -88,54 +117,22 @@ def log_data(examples: Sequence[Example], predictions: Sequence[Prediction], opt
         targets="reference",
     )
     mlflow.log_input(dataset, context="evaluation")
-    rows = [
-        {
-            "id": prediction.example.id,
-            "question": prediction.example.messages[-1]["content"],
-            "reference": prediction.example.reference,
-            **{f"{name}.{key}": value for name, answer in prediction.answers.items() for key, value in {
-                "answer": answer.text, "right": prediction.right[name], "seconds": answer.seconds,
-                "error": answer.error}.items()},
-        }
-        for prediction in predictions
-    ]  # fmt: skip
+    rows = [_table_row(prediction) for prediction in predictions]
     mlflow.log_table(pd.DataFrame(rows), TABLE)
 
 
-def main(config: Config, _overrides: list[str]) -> None:
-    """Measure the models of `pipeline_run_id` and `onnx_run_id` against each other, and judge them."""
-    gates = configured_gates(config)
-    examples = read_examples(config.evaluate)
-    with step_run("evaluate", config) as step, ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        runs = {name: step.inputs[key] for name, key in CANDIDATES.items()}
-        models = {name: stack.enter_context(checked_model(built)) for name, built in runs.items()}
-        for name, uri in config.evaluate.candidates.items():
-            models[name] = uri, fetched(uri, work / name)
-        # They load side by side, while this process reads the rest.
-        loading = {name: stack.enter_context(candidate(name, folder)) for name, (_uri, folder) in models.items()}
-        # Here: the candidates' processes import this module too, and their memory is measured; they need no matplotlib.
-        from steps.measurement.results import write_results
-
-        check_harness(config.evaluate.harness)
-        found = measure_candidates(loading, REFERENCE, examples, config.evaluate, config.seed)
-        harness = measure_harness(loading, config.evaluate.harness, config.seed)
-        predictions = score(examples, found.answers)
-        also = found.figures | harness_metrics(harness, REFERENCE, config.seed)
-        metrics = measure(predictions, REFERENCE, config.seed, also=also)
-        ids = {name: Model.load(str(folder)).model_id for name, (_uri, folder) in models.items()}
-        log_measurements(found, metrics, ids)
-        log_data(examples, predictions, config.evaluate)
-        verdicts = judge(metrics, gates)
-        mlflow.set_tag("verdict", overall(verdicts))
-        results = work / "results"
-        results.mkdir()
-        write_results(results, predictions, metrics, verdicts, found, config, provenance(runs, models, config))
-        write_harness(results / "harness", harness)
-        mlflow.log_artifacts(str(results))
-        gates_digest = hash_file(results / GATES)
-        mlflow.set_tags({GATES_DIGEST: gates_digest, DIGEST: judgement(gates_digest, runs)})
-        hand_over(step.run.info.run_id, verdicts)
+def _table_row(prediction: Prediction) -> dict[str, object]:
+    """Return *prediction* as a row of the table of answers, with four columns for each candidate."""
+    example = prediction.example
+    row: dict[str, object] = {
+        "id": example.id,
+        "question": example.messages[-1]["content"],
+        "reference": example.reference,
+    }
+    for name, answer in prediction.answers.items():
+        row[f"{name}.answer"], row[f"{name}.right"] = answer.text, prediction.right[name]
+        row[f"{name}.seconds"], row[f"{name}.error"] = answer.seconds, answer.error
+    return row
 
 
 def judgement(gates_digest: str, runs: Mapping[str, Run]) -> str:
@@ -143,19 +140,20 @@ def judgement(gates_digest: str, runs: Mapping[str, Run]) -> str:
     return hash_text("\n".join([gates_digest, *(f"{name} {run.data.tags[DIGEST]}" for name, run in runs.items())]))
 
 
-def hand_over(run_id: str, verdicts: Sequence[Verdict]) -> None:
-    """Hand over the files of the run. Raises StepError, with every reason, unless all gates passed."""
+def hand_over(verdicts: Sequence[Verdict], digest: str) -> Outputs:
+    """Return the files of the active run. Raises StepError, with every reason, unless all gates passed."""
+    run_id = active_run().info.run_id
     if overall(verdicts) != PASSED:
         reasons = [verdict.reason for verdict in verdicts if verdict.verdict != PASSED]
         msg = f"{'; '.join(reasons) or 'there are no gates'}; see {REPORT} of run {run_id}"
         raise StepError(msg)
-    for name, file in {"gates": GATES, "report": REPORT, "summary": SUMMARY}.items():
-        set_output(name, f"runs:/{run_id}/{file}")
+    files = {"gates": GATES, "report": REPORT, "summary": SUMMARY}
+    return Outputs({name: f"runs:/{run_id}/{file}" for name, file in files.items()}, digest)
 
 
 def provenance(runs: Mapping[str, Run], models: Mapping[str, tuple[str, Path]], config: Config) -> dict[str, str]:
     """Return what the report says of where its figures come from."""
-    tags = provenance_tags(config.seed)
+    tags = active_run().data.tags
     packages = {name.removeprefix("version."): value for name, value in tags.items() if name.startswith("version.")}
     return {
         **{
@@ -169,5 +167,14 @@ def provenance(runs: Mapping[str, Run], models: Mapping[str, tuple[str, Path]], 
     }
 
 
+def active_run() -> Run:
+    """Return the run of this step, with the tags that it has in the store."""
+    run = mlflow.active_run()
+    assert run is not None
+    return mlflow.get_run(run.info.run_id)
+
+
 if __name__ == "__main__":
-    execute("evaluate", main)
+    from steps.flow.entry import execute
+
+    execute("evaluate")

@@ -8,14 +8,42 @@ from pathlib import Path
 
 import mlflow
 
-from steps.flow.architecture import require_known_architecture
-from steps.flow.command_line import execute
-from steps.flow.files import describe, digest, hash_text
-from steps.flow.fingerprint import DIGEST
-from steps.flow.hub import fetch_checkpoint
-from steps.flow.manifest import FILES, MANIFEST, Manifest, licence_of, needed_files, require_weights
-from steps.flow.schema import Config, Source, project_path
-from steps.flow.tracking import set_output, step_run
+from steps.checkpoint.architectures import require_known_architecture
+from steps.checkpoint.hub import fetch_checkpoint
+from steps.checkpoint.manifest import FILES, MANIFEST, Manifest, licence_of, needed_files, require_weights
+from steps.config.schema import Config, Source, project_path
+from steps.records.files import describe, digest, hash_text
+from steps.records.step import Inputs, Outputs
+
+
+def run(config: Config, _inputs: Inputs) -> Outputs:
+    """Fetch the model of *config*, and log its manifest."""
+    manifest, folder = fetch(config)
+    mlflow.log_text(manifest.to_json(), MANIFEST)
+    if (folder / "README.md").is_file():
+        mlflow.log_artifact(str(folder / "README.md"), "snapshot")
+    if manifest.size <= config.fetch_model.log_files_mb * 1e6:
+        for file in manifest.files:
+            mlflow.log_artifact(str(folder / file.path), FILES)
+    mlflow.log_metric("fetch_model.snapshot.bytes", manifest.size)
+    mlflow.set_tags({"model.location": manifest.location, "model.revision": manifest.revision})
+    active = mlflow.active_run()
+    assert active is not None
+    return Outputs({"snapshot": f"runs:/{active.info.run_id}/snapshot"}, hash_text(manifest.to_json()))
+
+
+def fetch(config: Config) -> tuple[Manifest, Path]:
+    """Return the manifest of the configured model, and the folder with its files."""
+    model = config.model
+    # A prebuilt ONNX model does not go through the builder.
+    check = require_known_architecture if config.build_onnx_wrapper.repo_id is None else None
+    if model.source is Source.hub:
+        offline = config.fetch_model.offline
+        return fetch_checkpoint(str(model.repo_id), str(model.revision), offline=offline, check=check)
+    folder = project_path(str(model.path))
+    if check is not None:
+        check(folder)
+    return fetch_local(str(model.path)), folder
 
 
 def fetch_local(path: str | Path) -> Manifest:
@@ -26,31 +54,7 @@ def fetch_local(path: str | Path) -> Manifest:
     return Manifest("local", str(path), digest(files), licence_of(folder), files)
 
 
-def main(config: Config, _overrides: list[str]) -> None:
-    """Fetch the model of *config* and log its manifest."""
-    with step_run("fetch_model", config) as step:
-        model = config.model
-        # What is ONNX already needs no builder that knows it.
-        check = require_known_architecture if config.build_onnx_wrapper.repo_id is None else None
-        if model.source is Source.local:
-            folder = project_path(str(model.path))
-            if check is not None:
-                check(folder)
-            manifest = fetch_local(str(model.path))
-        else:
-            repository, offline = str(model.repo_id), config.fetch_model.offline
-            manifest, folder = fetch_checkpoint(repository, str(model.revision), offline=offline, check=check)
-        mlflow.log_text(manifest.to_json(), MANIFEST)
-        if (folder / "README.md").is_file():
-            mlflow.log_artifact(str(folder / "README.md"), "snapshot")
-        if manifest.size <= config.fetch_model.log_files_mb * 1e6:
-            for file in manifest.files:
-                mlflow.log_artifact(str(folder / file.path), FILES)
-        mlflow.log_metric("fetch_model.snapshot.bytes", manifest.size)
-        mlflow.set_tags({"model.location": manifest.location, "model.revision": manifest.revision})
-        mlflow.set_tag(DIGEST, hash_text(manifest.to_json()))
-        set_output("snapshot", f"runs:/{step.run.info.run_id}/snapshot")
-
-
 if __name__ == "__main__":
-    execute("fetch_model", main)
+    from steps.flow.entry import execute
+
+    execute("fetch_model")

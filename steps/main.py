@@ -13,19 +13,18 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from steps.flow.command_line import execute
-from steps.flow.errors import ConfigError, StepError
-from steps.flow.files import hash_text
+from steps.config.schema import STEPS, Config, Interface
+from steps.config.values import to_yaml
 from steps.flow.fingerprint import fingerprint
-from steps.flow.gates import configured_gates
 from steps.flow.launch import launch
-from steps.flow.lock import one_at_a_time
-from steps.flow.processes import close_abandoned_runs
 from steps.flow.reuse import decide
-from steps.flow.schema import INPUTS, STEPS, Config, Interface, inputs_of, to_yaml
-from steps.flow.secrets import without_credentials
-from steps.flow.task import read_examples
-from steps.flow.tracking import input_run, outputs, step_run
+from steps.flow.runs import input_run, open_run
+from steps.records.errors import ConfigError, StepError
+from steps.records.files import hash_text
+from steps.records.tags import REUSED_FROM, outputs
+from steps.safety.lock import one_at_a_time
+from steps.safety.processes import close_abandoned_runs
+from steps.safety.secrets import without_credentials
 
 REUSED = "REUSED"
 
@@ -60,7 +59,7 @@ def run_chain(config: Config, overrides: list[str]) -> dict[str, Run]:
         records.append(record)
         mlflow.log_dict({"steps": [asdict(each) for each in records]}, "flow.json")
         if record.status == REUSED:
-            mlflow.set_tag(f"reused_from.{step}", record.run_id)
+            mlflow.set_tag(f"{REUSED_FROM}{step}", record.run_id)
         elif record.status != "FINISHED":
             msg = f"{step} ended {record.status} after {record.seconds:.0f} s: mend what it says above, and start again"
             raise StepError(msg)
@@ -79,7 +78,8 @@ def run_step(step: str, config: Config, overrides: list[str], inputs: Mapping[st
             _say(step, config, REUSED, f"run {reused.info.run_id}")
             return Record(step, REUSED, reused.info.run_id, reused.info.run_id, 0.0, decision.reason, outputs(reused))
         _say(step, config, "STARTED", decision.reason)
-        parameters = {key: run.info.run_id for key, run in inputs.items()} | {"overrides": shlex.join(overrides)}
+        parameters = {str(STEPS[made_by].run_key): run.info.run_id for made_by, run in inputs.items()}
+        parameters["overrides"] = shlex.join(overrides)
         parent = mlflow.active_run()
         assert parent is not None
         result = launch(step, parameters, parent)
@@ -96,7 +96,7 @@ def print_plan(config: Config) -> None:
         if step not in config.steps:
             runs |= _found(step, config, inputs)
             continue
-        if before := [INPUTS[key] for key in inputs_of(step) if INPUTS[key] in would_run]:
+        if before := [each for each in STEPS[step].builds_on if each in would_run]:
             would_run.add(step)
             _say(step, config, "RUN", f"after {' and '.join(before)}, if what it makes differs")
             continue
@@ -110,26 +110,28 @@ def print_plan(config: Config) -> None:
 
 
 def _inputs(step: str, runs: Mapping[str, Run]) -> dict[str, Run]:
-    return {key: runs[INPUTS[key]] for key in inputs_of(step) if INPUTS[key] in runs}
+    return {made_by: runs[made_by] for made_by in STEPS[step].builds_on if made_by in runs}
 
 
 def _found(step: str, config: Config, inputs: Mapping[str, Run]) -> dict[str, Run]:
     """Return, for a *step* that is not to run, the run that its key names, or else the newest that fits, or nothing."""
-    if not any(STEPS.index(chosen) > STEPS.index(step) for chosen in config.steps):
+    order = list(STEPS)
+    if not any(order.index(chosen) > order.index(step) for chosen in config.steps):
         return {}  # nothing chosen builds on it
-    key = next((key for key, made_by in INPUTS.items() if made_by == step), None)
+    key = STEPS[step].run_key
     if key is not None and getattr(config, key):
-        return {step: input_run(key, config)}
-    if len(inputs) < len(inputs_of(step)):
+        return {step: input_run(step, config)}
+    if len(inputs) < len(STEPS[step].builds_on):
         return {}
     found = decide(fingerprint(step, config, inputs), config, always_look=True).reused
     return {step: found} if found else {}
 
 
 def _require_inputs(step: str, inputs: Mapping[str, Run]) -> None:
-    for key in inputs_of(step):
-        if key not in inputs:
-            msg = f"{step} needs a run of {INPUTS[key]}, and none fits: add it to steps, or give -P {key}=<run id>"
+    for made_by in STEPS[step].builds_on:
+        if made_by not in inputs:
+            key = STEPS[made_by].run_key
+            msg = f"{step} needs a run of {made_by}, and none fits: add it to steps, or give -P {key}=<run id>"
             raise StepError(msg)
 
 
@@ -166,16 +168,15 @@ def example(config: Config) -> str:
 
 def main(config: Config, overrides: list[str]) -> None:
     """Run the whole chain; raise StepError at the first step that does not finish."""
-    configured_gates(config)
     if config.register.rollback or config.register.verify_key:
         msg = "register.rollback and register.verify_key are for register alone: add -e register"
         raise ConfigError(msg)
-    for key, step in INPUTS.items():
-        if getattr(config, key) and step in config.steps:
+    for step, facts in STEPS.items():
+        key = facts.run_key
+        if key is not None and getattr(config, key) and step in config.steps:
             msg = f"{key}={getattr(config, key)} names a run of {step}, which is in steps too: leave one of them out"
             raise ConfigError(msg)
-    read_examples(config.evaluate)
-    with step_run("main", config):
+    with open_run("main", config):
         mlflow.log_text(to_yaml(config), "config.yaml")
         close_abandoned_runs()
         if config.plan:
@@ -189,4 +190,6 @@ def main(config: Config, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    execute("main", main)
+    from steps.flow.entry import command
+
+    command("main", main)

@@ -11,18 +11,21 @@ Two things register nothing: with `register.rollback=true` the champion before t
 import json
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from steps.flow.command_line import execute
-from steps.flow.errors import StepError
-from steps.flow.files import File
-from steps.flow.logged_model import CONTENT, MODEL_MANIFEST, REGISTERED_AS, checked_model
-from steps.flow.schema import BUILD, CANDIDATES, Config, project_path
-from steps.flow.tracking import set_output, step_run
+from steps.config.schema import BUILD, CANDIDATES, STEPS, Config, project_path
+from steps.extras.bom import ml_bom
+from steps.extras.signing import require_key, sign_version, verify_version
+from steps.logged_models.logged_model import checked_model, stated_files
+from steps.records.artifacts import REGISTERED, SCORES
+from steps.records.errors import StepError
+from steps.records.step import Inputs, Outputs
+from steps.records.tags import CONTENT, REGISTERED_AS
 from steps.registry.aliases import (
     CHALLENGER,
     CHAMPION,
@@ -36,18 +39,46 @@ from steps.registry.aliases import (
     settle,
     with_alias,
 )
-from steps.registry.bom import ml_bom
 from steps.registry.card import Scores, model_card
 from steps.registry.promotion import Promotion, promote
-from steps.registry.signing import require_key, sign_version, verify_version
 from steps.registry.versions import passed_gates, refuse_new_signature, run_of, version_of, version_tags
 
-REGISTERED = "registered.json"
+
+def run(config: Config, inputs: Inputs) -> Outputs:
+    """Register; or roll back with `register.rollback=true`, or verify with `register.verify_key`."""
+    if config.register.rollback:
+        roll_back_champion(config.register.name, config.register.reason)
+        return Outputs({})
+    if config.register.verify_key:
+        verify(config.register.name, config.register.version, config.register.verify_key)
+        return Outputs({})
+    return register(config, inputs["evaluate"])
+
+
+def register(config: Config, evaluate: Run) -> Outputs:
+    """Register every candidate that the run *evaluate* passed, and promote the build if that is asked for."""
+    name, client = config.register.name, MlflowClient()
+    keys = {candidate: str(STEPS[step].run_key) for candidate, step in CANDIDATES.items()}
+    runs = {candidate: client.get_run(evaluate.data.tags[key]) for candidate, key in keys.items()}
+    versions = register_versions(runs, evaluate, config)
+    promotion = None
+    if config.register.promote:
+        promotion = promote(name, versions[BUILD], evaluate, config.register.promote_margin)
+        record_promotion(name, versions[BUILD], promotion)
+    numbers = {candidate: str(version.version) for candidate, version in versions.items()}
+    mlflow.set_tags({f"{REGISTERED_AS}{each.version}": each.tags[CONTENT] for each in versions.values()})
+    log_registered(name, versions=numbers, promotion=asdict(promotion) if promotion else None)
+    if promotion and not promotion.promoted:
+        kept = f"version {promotion.against} of {name} stays {CHAMPION}, version {numbers[BUILD]} is {CHALLENGER}"
+        msg = f"not promoted: {promotion.reason}; {kept}"
+        raise StepError(msg)
+    uris = {f"{candidate}_version_uri": f"models:/{name}/{number}" for candidate, number in numbers.items()}
+    return Outputs(uris | {"model_uri": f"models:/{name}/{numbers[BUILD]}"})
 
 
 def scores_of(evaluate: Run, gates: str, candidate: str) -> Scores:
     """Return what the run *evaluate* says of *candidate*; *gates* is the text of its gates.json."""
-    table: str = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/scores.md")
+    table: str = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/{SCORES}")
     reasons = [gate["reason"] for gate in json.loads(gates)["gates"]]
     examples = int(evaluate.data.metrics[f"{candidate}.task.examples"])
     return Scores(table, reasons, examples, evaluate.data.params["evaluate.task"])
@@ -73,7 +104,7 @@ def register_versions(runs: dict[str, Run], evaluate: Run, config: Config) -> di
             card = model_card(name, tags[candidate], scores_of(evaluate, gates, candidate), config.question)
             versions[candidate] = version_of(name, built, tags[candidate], card)
         for candidate, version in versions.items():
-            complete_version(candidate, version, evaluate, config)
+            complete_version(candidate, version, folders[candidate], evaluate, config)
         settle(name)
         challenge(name, str(versions[BUILD].version))
         if champion is None:
@@ -81,42 +112,17 @@ def register_versions(runs: dict[str, Run], evaluate: Run, config: Config) -> di
     return versions
 
 
-def register(config: Config) -> None:
-    """Register every candidate that the run `evaluate_run_id` passed, and promote the build if that is asked for."""
-    with step_run("register", config) as step:
-        name, evaluate, client = config.register.name, step.inputs["evaluate_run_id"], MlflowClient()
-        runs = {candidate: client.get_run(evaluate.data.tags[key]) for candidate, key in CANDIDATES.items()}
-        versions = register_versions(runs, evaluate, config)
-        promotion = None
-        if config.register.promote:
-            promotion = promote(name, versions[BUILD], evaluate, config.register.promote_margin)
-            record_promotion(name, versions[BUILD], promotion)
-        numbers = {candidate: str(version.version) for candidate, version in versions.items()}
-        mlflow.set_tags({f"{REGISTERED_AS}{each.version}": each.tags[CONTENT] for each in versions.values()})
-        log_registered(name, versions=numbers, promotion=asdict(promotion) if promotion else None)
-        if promotion and not promotion.promoted:
-            kept = f"version {promotion.against} of {name} stays {CHAMPION}, version {numbers[BUILD]} is {CHALLENGER}"
-            msg = f"not promoted: {promotion.reason}; {kept}"
-            raise StepError(msg)
-        for candidate, number in numbers.items():
-            set_output(f"{candidate}_version_uri", f"models:/{name}/{number}")
-        set_output("model_uri", f"models:/{name}/{numbers[BUILD]}")
-
-
-def complete_version(candidate: str, version: ModelVersion, evaluate: Run, config: Config) -> None:
-    """Log the bill of materials of *version* on the active run, and its signature if there is a key to sign with."""
-    built = run_of(version)
+def complete_version(candidate: str, version: ModelVersion, folder: Path, evaluate: Run, config: Config) -> None:
+    """Log the bill of materials of *version*, whose model lies in *folder*, and its signature if there is a key."""
     own = f"{candidate}."
     metrics = {name.removeprefix(own): v for name, v in evaluate.data.metrics.items() if name.startswith(own)}
-    stated = json.loads(mlflow.artifacts.load_text(f"{built.info.artifact_uri}/{MODEL_MANIFEST}"))
-    files = [File(**values) for values in stated["files"]]
-    with checked_model(built) as (_uri, folder):
-        requirements = (folder / "requirements.txt").read_text(encoding="utf-8").split()
-        task = evaluate.data.params["evaluate.task"]
-        bom = ml_bom(version.name, str(version.version), version.tags, files, requirements, task, metrics)
-        mlflow.log_text(bom, f"bom/{candidate}.cdx.json")
-        if config.register.sign_key:
-            sign_version(version, project_path(config.register.sign_key), folder)
+    requirements = (folder / "requirements.txt").read_text(encoding="utf-8").split()
+    task = evaluate.data.params["evaluate.task"]
+    files = stated_files(run_of(version))
+    bom = ml_bom(version.name, str(version.version), version.tags, files, requirements, task, metrics)
+    mlflow.log_text(bom, f"bom/{candidate}.cdx.json")
+    if config.register.sign_key:
+        sign_version(version, project_path(config.register.sign_key), folder)
 
 
 def record_promotion(name: str, version: ModelVersion, promotion: Promotion) -> None:
@@ -131,27 +137,23 @@ def record_promotion(name: str, version: ModelVersion, promotion: Promotion) -> 
         print(f"version {version.version} of {name} is {CHAMPION}: {promotion.reason}", flush=True)
 
 
-def roll_back_champion(config: Config) -> None:
-    """Make champion what was champion before, and say so."""
-    name, why = config.register.name, config.register.reason
-    with step_run("rollback", config):
-        change = roll_back(name, f"rolled back: {why}" if why else "rolled back")
-        mlflow.set_tags({f"rollback.{key}": value for key, value in asdict(change).items() if value is not None})
-        log_registered(name, rollback=asdict(change))
-        print(f"version {change.version} of {name} is {CHAMPION} again; version {change.replaced} is {PREVIOUS}")
+def roll_back_champion(name: str, why: str | None) -> None:
+    """Make the previous champion of *name* champion again, and say so."""
+    change = roll_back(name, f"rolled back: {why}" if why else "rolled back")
+    mlflow.set_tags({f"rollback.{key}": value for key, value in asdict(change).items() if value is not None})
+    log_registered(name, rollback=asdict(change))
+    print(f"version {change.version} of {name} is {CHAMPION} again; version {change.replaced} is {PREVIOUS}")
 
 
-def verify(config: Config, public_key: str) -> None:
-    """Check the signature of the champion, or of the version that `register.version` names, and say so."""
-    name, number = config.register.name, config.register.version
-    with step_run("verify", config):
-        version = MlflowClient().get_model_version(name, str(number)) if number else with_alias(name, CHAMPION)
-        if version is None:
-            msg = f"{name} has no {CHAMPION}: name a version with -P register.version=<number>"
-            raise StepError(msg)
-        files = verify_version(version, project_path(public_key))
-        mlflow.set_tags({"verified": f"models:/{name}/{version.version}", "verified.files": str(files)})
-        print(f"version {version.version} of {name} is what the owner of {public_key} signed: {files} files")
+def verify(name: str, number: int | None, public_key: str) -> None:
+    """Check the signature of version *number* of *name*, or of its champion, and say so."""
+    version = MlflowClient().get_model_version(name, str(number)) if number else with_alias(name, CHAMPION)
+    if version is None:
+        msg = f"{name} has no {CHAMPION}: name a version with -P register.version=<number>"
+        raise StepError(msg)
+    files = verify_version(version, project_path(public_key))
+    mlflow.set_tags({"verified": f"models:/{name}/{version.version}", "verified.files": str(files)})
+    print(f"version {version.version} of {name} is what the owner of {public_key} signed: {files} files")
 
 
 def log_registered(name: str, **more: object) -> None:
@@ -161,15 +163,7 @@ def log_registered(name: str, **more: object) -> None:
     mlflow.log_dict(content, REGISTERED)
 
 
-def main(config: Config, _overrides: list[str]) -> None:
-    """Register; or roll back with `register.rollback=true`, or verify with `register.verify_key`."""
-    if config.register.rollback:
-        roll_back_champion(config)
-    elif config.register.verify_key:
-        verify(config, config.register.verify_key)
-    else:
-        register(config)
-
-
 if __name__ == "__main__":
-    execute("register", main)
+    from steps.flow.entry import execute
+
+    execute("register")

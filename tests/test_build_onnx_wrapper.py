@@ -17,13 +17,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from steps import build_onnx_wrapper, fetch_model
 from steps.build_onnx_wrapper import WINDOWED, build_onnx, fetch_prebuilt, mend_window
-from steps.flow.architecture import known_architectures
-from steps.flow.candidate import candidate
-from steps.flow.command_line import compose_config
-from steps.flow.errors import StepError
-from steps.flow.files import describe, digest, files_below
-from steps.flow.logged_model import logged_folder
-from steps.flow.schema import BuildOnnxWrapper
+from steps.checkpoint.architectures import known_architectures
+from steps.config.command_line import compose_config
+from steps.config.schema import BuildOnnxWrapper
+from steps.logged_models.logged_model import logged_folder
+from steps.logged_models.process import candidate
+from steps.records.errors import StepError
+from steps.records.files import describe, digest, files_below
 from tests.conftest import ROOT
 from tests.families import logits_of
 from tests.hub_server import Hub, serving_hub

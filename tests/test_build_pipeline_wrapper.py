@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from steps.build_pipeline_wrapper import log_pipeline
-from steps.flow.command_line import compose_config
-from steps.flow.logged_model import logged_folder
+from steps.config.command_line import compose_config
+from steps.logged_models.logged_model import logged_folder
 from tests.conftest import ROOT, run
 from tests.families import FAMILIES, save_checkpoint
 
@@ -69,7 +69,7 @@ import sys
 from pathlib import Path
 import mlflow
 from steps.build_pipeline_wrapper import log_pipeline
-from steps.flow.command_line import compose_config
+from steps.config.command_line import compose_config
 with mlflow.start_run():
     log_pipeline(Path(sys.argv[1]), "Why?", compose_config([]).build_pipeline_wrapper)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from mlflow.models.container import DEFAULT_NGINX_SERVER_PORT
 
-from steps.flow.command_line import compose_config
+from steps.config.command_line import compose_config
 from tests.conftest import ROOT
 
 FILES = sorted(path for path in (ROOT / "deploy").rglob("*") if path.is_file())

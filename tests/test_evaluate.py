@@ -9,14 +9,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from steps.config.command_line import compose_config
+from steps.config.schema import Evaluate
+from steps.config.validation import read_examples
 from steps.evaluate import judgement, log_measurements
-from steps.flow.command_line import compose_config
-from steps.flow.errors import ConfigError
-from steps.flow.fingerprint import DIGEST
-from steps.flow.schema import Evaluate
-from steps.flow.task import read_examples
-from steps.measurement.candidates import Measurements
-from steps.measurement.results import scores, summary
+from steps.measurement.measure import Measurements
+from steps.records.errors import ConfigError
+from steps.records.tags import DIGEST
+from steps.report.results import scores, summary
 from tests.conftest import ROOT, run
 
 

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steps import build_onnx_wrapper, build_pipeline_wrapper, evaluate, fetch_model, register
 from steps.build_onnx_wrapper import build_onnx
-from steps.flow.command_line import compose_config
-from steps.flow.schema import INPUTS, inputs_of
+from steps.config.command_line import compose_config
+from steps.config.schema import INPUTS, inputs_of
 from steps.wrappers.onnx_chat import Text, TextStream
 from tests.conftest import QUICK, run
 from tests.families import FAMILIES, WINDOW, Family, logits_of, save_checkpoint, save_tokenizer

@@ -8,10 +8,10 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
+from steps.checkpoint.manifest import FILES, MANIFEST, Manifest
+from steps.config.command_line import compose_config
 from steps.fetch_model import main
-from steps.flow.command_line import compose_config
-from steps.flow.errors import StepError
-from steps.flow.manifest import FILES, MANIFEST, Manifest
+from steps.records.errors import StepError
 from tests.conftest import run
 from tests.hub_server import Hub, Repository, environment, serving_hub, sha256
 

@@ -15,16 +15,17 @@ from mlflow.entities import Run
 from onnx import numpy_helper
 
 from steps.build_onnx_wrapper import build_onnx, log_wrapper
+from steps.config.command_line import compose_config
+from steps.config.validation import configured_gates
 from steps.evaluate import read_examples
 from steps.evaluation.gates import Verdict, judge
 from steps.evaluation.metrics import measure
 from steps.evaluation.predictions import score
-from steps.flow.candidate import Candidate, candidate
-from steps.flow.command_line import compose_config
-from steps.flow.gates import configured_gates
-from steps.flow.logged_model import logged_folder, record_model
-from steps.flow.tracking import outputs, set_output
-from steps.measurement.candidates import measure_candidates
+from steps.flow.runs import set_output
+from steps.logged_models.logged_model import logged_folder, record_model
+from steps.logged_models.process import Candidate, candidate
+from steps.measurement.measure import measure_candidates
+from steps.records.tags import outputs
 from tests.conftest import ROOT, run
 
 pytestmark = pytest.mark.slow

@@ -17,11 +17,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from packaging.requirements import Requirement
 
-from steps.flow.command_line import compose_config
-from steps.flow.errors import ConfigError
-from steps.flow.requirements import locked
-from steps.flow.schema import STEPS
+from steps.config.command_line import compose_config
+from steps.config.schema import STEPS
+from steps.logged_models.requirements import locked
 from steps.main import main
+from steps.records.errors import ConfigError
 from tests.conftest import QUICK, ROOT, run
 from tests.marked_processes import Started
 from tests.servers import serving

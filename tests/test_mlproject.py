@@ -7,9 +7,9 @@ import yaml
 from mlflow.projects.utils import load_project
 from omegaconf import OmegaConf
 
-from steps.flow.command_line import compose_config
-from steps.flow.processes import LAUNCHER_PID
-from steps.flow.schema import INPUTS, ROOT, STEPS, Config
+from steps.config.command_line import compose_config
+from steps.config.schema import INPUTS, ROOT, STEPS, Config
+from steps.safety.processes import LAUNCHER_PID
 
 PROJECT = load_project(str(ROOT))
 

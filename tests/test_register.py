@@ -10,11 +10,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from steps.flow.command_line import compose_config
-from steps.flow.errors import ConfigError, StepError
-from steps.flow.fingerprint import GATES_DIGEST
+from steps.config.command_line import compose_config
+from steps.config.schema import Config
 from steps.flow.reuse import damage_of
-from steps.flow.schema import Config
+from steps.records.errors import ConfigError, StepError
+from steps.records.tags import GATES_DIGEST
 from steps.register import main
 from steps.registry.aliases import changing, make_champion, number_with
 from tests.conftest import run
@@ -266,7 +266,7 @@ def test_a_model_with_another_signature_than_the_champion_is_refused(store: str,
 KILLED = """
 import os, pkgutil, signal, sys
 from unittest.mock import patch
-from steps.flow.command_line import compose_config
+from steps.config.command_line import compose_config
 from steps.register import main
 done, function = [], pkgutil.resolve_name(sys.argv[1])
 def dying(*args, **kwargs):

@@ -15,11 +15,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from steps.flow.command_line import translate
-from steps.flow.schema import STEPS
-from steps.flow.schema import Sweep as Options
-from steps.flow.typed_command import split_options
+from steps.config.command_line import translate
+from steps.config.schema import STEPS
+from steps.config.schema import Sweep as Options
 from steps.sweep import best_of, no_best, trials_of, varied, write_results
+from steps.sweeps.rerun import split_options
 from tests.conftest import QUICK, ROOT, run
 from tests.marked_processes import Started
 

@@ -18,9 +18,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from steps.flow.errors import StepError
-from steps.flow.fingerprint import FINGERPRINT
-from steps.flow.logged_model import checked_model, model_damage
+from steps.logged_models.logged_model import checked_model, model_damage
+from steps.records.errors import StepError
+from steps.records.tags import FINGERPRINT
 from tests.conftest import ROOT, run
 from tests.marked_processes import MARK, processes_of
 from tests.registry.models import built
@@ -154,7 +154,7 @@ def test_a_model_on_a_server_is_known_to_be_whole_without_fetching_it(
 ) -> None:
     build = built(tmp_path, "yes")
     with monkeypatch.context() as patched:
-        patched.delattr("steps.flow.logged_model.as_folder")
+        patched.delattr("steps.logged_models.logged_model.as_folder")
         assert model_damage(build) is None
         (weights,) = (server.folder / "artifacts").rglob("echo.py")
         content = weights.read_bytes()

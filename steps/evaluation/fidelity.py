@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from steps.evaluation.estimates import Estimate, bootstrap, share
+from steps.evaluation.statistics import Estimate, bootstrap, share
 
 Logits = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]

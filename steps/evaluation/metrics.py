@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from steps.evaluation.asking import Answer
-from steps.evaluation.estimates import Estimate, flips, paired_difference, share, standard_error, with_interval
 from steps.evaluation.predictions import Prediction
+from steps.evaluation.statistics import Estimate, flips, paired_difference, share, standard_error, with_interval
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Read evaluation tasks: JSON Lines of chat messages, each with a reference and a scorer."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
@@ -60,6 +60,24 @@ def read_task(path: Path) -> list[Example]:
         msg = f"{path}: holds no examples; write one JSON object a line with {', '.join(NEEDED)}"
         raise ValueError(msg)
     return list(examples.values())
+
+
+def read_examples(path: Path, limit: int | None, scorer: str | None) -> list[Example]:
+    """Return the first *limit* examples of the task at *path*, scored by *scorer* where one is given.
+
+    Raises ValueError, as `read_task` does, also for a *scorer* that cannot score an example, and OSError.
+    """
+    examples = read_task(path)[:limit]
+    return examples if scorer is None else [_with_scorer(example, scorer) for example in examples]
+
+
+def _with_scorer(example: Example, scorer: str) -> Example:
+    try:
+        check_reference(scorer, example.reference, example.choices)
+    except ValueError as error:
+        msg = f"evaluate.scorer={scorer} cannot score example {example.id}: {error}"
+        raise ValueError(msg) from error
+    return replace(example, scorer=scorer)
 
 
 def _parse(line: bytes) -> object:

@@ -1,25 +1,23 @@
-"""What the result of a step depends on: as one hash to find it again by, and as the facts behind it to compare.
+"""What the result of a step depends on: as facts to compare, and as one hash to find the result by.
 
-The source of the step and of every module of ours that it imports, the part of the configuration that it reads, what
-goes into it, and the lock. Not the machine, the time, or who asked.
+The facts are the source of the step and of every module of ours that it imports, the part of the configuration that it
+reads, the digests of its inputs, and the lock. The machine, the time and the user are no facts.
 """
 
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from mlflow.entities import Run
-
-from steps.flow.files import describe, digest, files_below, hash_file, hash_text
-from steps.flow.manifest import needed_files
-from steps.flow.schema import INPUTS, READS, ROOT, Config, Harness, Source, flat_dict, project_path
-
-FINGERPRINT = "step.fingerprint"
-"""The tag that holds a run's fingerprint."""
+from steps.checkpoint.manifest import needed_files
+from steps.config.schema import ROOT, STEPS, Config, Harness, Source, project_path
+from steps.config.values import flat_dict
+from steps.records.files import describe, digest, files_below, hash_file, hash_text
+from steps.records.step import Inputs
+from steps.records.tags import DIGEST
 
 FACTS = "fingerprint.json"
 """The artifact that holds the facts behind it."""
@@ -27,11 +25,8 @@ FACTS = "fingerprint.json"
 PINNED = re.compile(r"models:/(m-\w+|[^/@]+/\d+)|runs:/[0-9a-f]{32}/.+")
 """The URIs of models that always name the same one; an alias, a folder or `latest` may come to name another."""
 
-GATES_DIGEST = "gates.sha256"
-"""The tag of a run of evaluate, and of a registered version, that says what gates.json held."""
-
-DIGEST = "digest"
-"""The tag that holds the hash of what a run hands over: it stands for the run in the fingerprints of later steps."""
+NOT_RESULTS = ("config", "safety")
+"""Rooms of ours that no result depends on: values of the configuration are facts of their own, see `Fingerprint`."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +54,10 @@ class Fingerprint:
         return cls(**json.loads(text))
 
 
-def fingerprint(step: str, config: Config, inputs: Mapping[str, Run]) -> Fingerprint:
-    """Return the fingerprint of *step* with *config* on the runs *inputs*, by their keys in INPUTS."""
-    flat = flat_dict(config)
-    read = {key: value for key, value in flat.items() if any(f"{key}.".startswith(f"{part}.") for part in READS[step])}
+def fingerprint(step: str, config: Config, inputs: Inputs) -> Fingerprint:
+    """Return the fingerprint of *step* with *config* on the runs *inputs*, by the steps that made them."""
+    flat, parts = flat_dict(config), STEPS[step].reads
+    read = {key: value for key, value in flat.items() if any(f"{key}.".startswith(f"{part}.") for part in parts)}
     digests = {key: run.data.tags.get(DIGEST, run.info.run_id) for key, run in inputs.items()}
     return Fingerprint(
         step,
@@ -99,18 +94,24 @@ def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
 def sources_of(module: str) -> set[Path]:
     """Return the files of *module*, of every module of ours that it imports, transitively, and what lies beside them.
 
-    Beside them: files that are not Python, such as a report's template. Read, not imported: nothing is executed.
+    Beside them: files that are not Python, such as a report's template. Read, not imported: nothing is executed. Left
+    out are the rooms NOT_RESULTS, modules that hold a docstring alone, and what a `__main__` block imports.
     """
     found: set[Path] = set()
+    seen: set[str] = set()
     todo = [module]
     while todo:
         name = todo.pop()
         path = _file_of(name)
-        if path is None or path in found:
+        if path is None or name in seen or name.split(".")[1:2] in [[room] for room in NOT_RESULTS]:
             continue
-        found.add(path)
-        found |= {file for file in path.parent.iterdir() if file.is_file() and file.suffix not in (".py", ".pyc")}
-        todo += [name.rpartition(".")[0], *_imports(path)]
+        seen.add(name)
+        body = _body(path)
+        if body:
+            found.add(path)
+            found |= {file for file in path.parent.iterdir() if file.is_file() and file.suffix not in (".py", ".pyc")}
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        todo += [name.rpartition(".")[0], *_imports(body, package)]
     return found
 
 
@@ -120,13 +121,24 @@ def _file_of(module: str) -> Path | None:
     return next((path for path in candidates if module.startswith("steps") and path.is_file()), None)
 
 
-def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def _body(path: Path) -> list[ast.stmt]:
+    """Return the statements of the file at *path*, less its docstring and its `if __name__ == "__main__"`."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        body = body[1:]
+    return [each for each in body if not (isinstance(each, ast.If) and "__main__" in ast.dump(each.test))]
+
+
+def _imports(body: list[ast.stmt], package: str) -> Iterator[str]:
+    """Yield the names of the modules that *body*, in a module of *package*, may import."""
+    for node in ast.walk(ast.Module(body, [])):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def _files(step: str, config: Config) -> dict[str, str]:
@@ -176,6 +188,4 @@ def _harness(step: str, options: Harness) -> dict[str, str]:
 
 
 def _input_name(key: str) -> str:
-    return {"fetch_run_id": "snapshot", "model.path": "snapshot", "evaluate.task": "task"}.get(
-        key, INPUTS.get(key, key)
-    )
+    return {"fetch_model": "snapshot", "model.path": "snapshot", "evaluate.task": "task"}.get(key, key)

@@ -13,9 +13,9 @@ from mlflow.entities import Param, Run
 from mlflow.projects.utils import get_run_env_vars, load_project
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_POINT
 
-from steps.flow.processes import PROCESS, closing, end, process_tag
-from steps.flow.schema import ROOT
-from steps.flow.tracking import outputs
+from steps.config.schema import ROOT
+from steps.records.tags import PROCESS, STEP, outputs
+from steps.safety.processes import closing, end, process_tag
 
 Start = Callable[[str, dict[str, str]], int]
 """Runs a shell command, with variables added to its environment, and returns its exit code, negative after a signal."""
@@ -81,7 +81,7 @@ def _tags(client: MlflowClient, step: str, parent: Run) -> dict[str, str]:
         MLFLOW_PARENT_RUN_ID: parent.info.run_id,
         # Until the step says that it works on the run itself: a server may go away between the two.
         PROCESS: process_tag(),
-        "step": step,
+        STEP: step,
     }
 
 

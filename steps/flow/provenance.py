@@ -5,7 +5,7 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
-from steps.flow.schema import ROOT
+from steps.config.schema import ROOT
 
 PACKAGES = (
     "mlflow",

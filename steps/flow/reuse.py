@@ -9,11 +9,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from steps.flow.artifacts import missing_artifact
-from steps.flow.fingerprint import FACTS, FINGERPRINT, Fingerprint, differences, movable
-from steps.flow.logged_model import CONTENT, REGISTERED_AS, model_damage
-from steps.flow.schema import Config
-from steps.flow.tracking import outputs
+from steps.config.schema import Config
+from steps.flow.fingerprint import FACTS, Fingerprint, differences, movable
+from steps.logged_models.logged_model import model_damage
+from steps.records.artifacts import missing_artifact
+from steps.records.tags import CONTENT, FINGERPRINT, REGISTERED_AS, outputs
 
 LOGGED_MODEL = re.compile(r"models:/m-\w+")
 VERSION = re.compile(r"models:/([^/]+)/(\d+)")

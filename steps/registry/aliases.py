@@ -17,10 +17,10 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from steps.flow.errors import StepError
-from steps.flow.files import hash_text
-from steps.flow.lock import one_at_a_time
+from steps.records.errors import StepError
+from steps.records.files import hash_text
 from steps.registry.versions import damage_of_version
+from steps.safety.lock import one_at_a_time
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 

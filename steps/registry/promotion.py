@@ -15,14 +15,15 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from steps.evaluation.asking import Answer
-from steps.evaluation.estimates import Estimate, paired_difference
 from steps.evaluation.metrics import show
 from steps.evaluation.predictions import score
+from steps.evaluation.statistics import Estimate, paired_difference
 from steps.evaluation.tasks import Example
-from steps.flow.candidate import Candidate, candidate
-from steps.flow.errors import StepError
-from steps.flow.logged_model import checked_model
-from steps.measurement.candidates import Measurements, ask_in_turns
+from steps.logged_models.logged_model import checked_model
+from steps.logged_models.process import Candidate, candidate
+from steps.measurement.measure import Measurements, ask_in_turns
+from steps.records.artifacts import PREDICTIONS
+from steps.records.errors import StepError, in_one_line
 from steps.registry.aliases import CHAMPION, changing, make_champion, with_alias
 from steps.registry.versions import run_of
 
@@ -91,7 +92,7 @@ def decide(difference: Estimate, margin: float) -> tuple[bool, str]:
 
 def examples_of(evaluate: Run) -> list[Example]:
     """Return the examples that the run *evaluate* asked, each with the scorer that it used."""
-    lines = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/predictions.jsonl").split("\n")
+    lines = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/{PREDICTIONS}").split("\n")
     known = [field.name for field in fields(Example)]
     records = [json.loads(line) for line in lines if line]
     return [Example(**{key: record[key] for key in known if key in record}) for record in records]
@@ -114,10 +115,10 @@ def _ask(versions: Sequence[ModelVersion], examples: list[Example], max_tokens: 
 
 def _require_loaded(loaded: Candidate) -> None:
     try:
-        _ = loaded.load_seconds
+        loaded.wait()
     except StepError:
         raise
     except Exception as error:
-        fact = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        fact = in_one_line(error)
         msg = f"{loaded.name} cannot be loaded here, so nothing is promoted ({fact}): promote where it can be loaded"
         raise StepError(msg) from error

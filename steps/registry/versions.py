@@ -10,16 +10,14 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from steps.flow.artifacts import missing_artifact
-from steps.flow.errors import StepError
-from steps.flow.files import hash_text
-from steps.flow.fingerprint import GATES_DIGEST
-from steps.flow.logged_model import CONTENT, checked_model
-from steps.flow.manifest import MANIFEST, Manifest
-from steps.flow.schema import BUILD
-from steps.flow.tracking import outputs
-
-GATES = "gates.json"
+from steps.checkpoint.manifest import MANIFEST, Manifest
+from steps.config.schema import BUILD
+from steps.evaluation.gates import PASSED
+from steps.logged_models.logged_model import checked_model
+from steps.records.artifacts import GATES, missing_artifact
+from steps.records.errors import StepError
+from steps.records.files import hash_text
+from steps.records.tags import CONTENT, GATES_DIGEST, outputs
 
 
 def passed_gates(evaluate: Run) -> str:
@@ -37,8 +35,8 @@ def passed_gates(evaluate: Run) -> str:
         msg = f"{GATES} of evaluate run {run_id} has changed since it was written: run evaluate again"
         raise StepError(msg)
     verdict = json.loads(text)["verdict"]
-    if verdict != "passed":
-        msg = f"evaluate run {run_id} has the verdict {verdict}, not passed: nothing is registered"
+    if verdict != PASSED:
+        msg = f"evaluate run {run_id} has the verdict {verdict}, not {PASSED}: nothing is registered"
         raise StepError(msg)
     return text
 

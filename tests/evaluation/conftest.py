@@ -7,11 +7,11 @@ import pytest
 
 from steps.build_onnx_wrapper import build_onnx, log_wrapper
 from steps.build_pipeline_wrapper import log_pipeline
+from steps.config.command_line import compose_config
 from steps.evaluation.asking import Answer
 from steps.evaluation.predictions import Prediction, score
 from steps.evaluation.tasks import Example
-from steps.flow.command_line import compose_config
-from steps.flow.logged_model import without_bytecode
+from steps.logged_models.logged_model import without_bytecode
 from tests.conftest import ROOT
 
 

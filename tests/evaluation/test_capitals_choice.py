@@ -7,16 +7,16 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from models.tiny_phi3.choices import write_choices
+from steps.config.command_line import compose_config
+from steps.config.validation import read_examples
 from steps.evaluation.asking import Asked
 from steps.evaluation.choices import likeliest, log_likelihoods
 from steps.evaluation.predictions import score
 from steps.evaluation.tasks import Example
-from steps.flow.candidate import candidate
-from steps.flow.command_line import compose_config
-from steps.flow.logits import TorchModel
-from steps.flow.task import read_examples
-from steps.measurement.candidates import measure_candidates
-from steps.measurement.inside import ask_some, peak_memory
+from steps.logged_models.language_model import TorchModel
+from steps.logged_models.process import candidate
+from steps.measurement.measure import measure_candidates
+from steps.measurement.worker import ask_some, peak_memory
 from tests.conftest import ROOT
 
 TINY = ROOT / "models" / "tiny_phi3"

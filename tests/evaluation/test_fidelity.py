@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from steps.config.command_line import compose_config
+from steps.config.validation import configured_gates
 from steps.evaluation.fidelity import (
     Text,
     TokenFidelity,
@@ -17,8 +19,6 @@ from steps.evaluation.fidelity import (
     shortened,
 )
 from steps.evaluation.gates import judge
-from steps.flow.command_line import compose_config
-from steps.flow.gates import configured_gates
 
 Array = npt.NDArray[np.float32]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from steps.flow.command_line import compose_config
+from steps.config.command_line import compose_config
+from steps.config.schema import READS, ROOT, STEPS, Config
 from steps.flow.fingerprint import Fingerprint, differences, fingerprint, movable, sources_of
-from steps.flow.schema import READS, ROOT, STEPS, Config
 
 
 def names(step: str) -> set[str]:
@@ -15,8 +15,8 @@ def names(step: str) -> set[str]:
 
 
 def test_the_source_of_a_step_is_its_module_and_every_module_of_ours_that_it_imports() -> None:
-    assert {"steps/evaluate.py", "steps/evaluation/gates.py", "steps/flow/schema.py"} <= names("evaluate")
-    assert "steps/evaluation/estimates.py" in names("evaluate"), "imported by a module that evaluate imports"
+    assert {"steps/evaluate.py", "steps/evaluation/gates.py", "steps/config/schema.py"} <= names("evaluate")
+    assert "steps/evaluation/statistics.py" in names("evaluate"), "imported by a module that evaluate imports"
 
 
 def test_a_template_beside_an_imported_module_belongs_to_the_source() -> None:

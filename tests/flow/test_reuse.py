@@ -8,13 +8,14 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from steps.flow.artifacts import missing_artifact
-from steps.flow.command_line import compose_config
-from steps.flow.errors import StepError
-from steps.flow.fingerprint import FINGERPRINT, fingerprint, sources
-from steps.flow.logged_model import checked_model, model_damage
+from steps.config.command_line import compose_config
+from steps.flow.fingerprint import fingerprint, sources
 from steps.flow.reuse import Decision, decide
-from steps.flow.tracking import step_run
+from steps.flow.runs import step_run
+from steps.logged_models.logged_model import checked_model, model_damage
+from steps.records.artifacts import missing_artifact
+from steps.records.errors import StepError
+from steps.records.tags import FINGERPRINT
 from tests.registry.models import built
 
 
@@ -85,7 +86,7 @@ def test_a_step_whose_source_was_saved_while_it_ran_is_not_reused(
 ) -> None:
     with step_run("fetch_model", compose_config([])):
         saved = {path: "another" for path in sources("fetch_model") if path.endswith("fetch_model.py")}
-        monkeypatch.setattr("steps.flow.tracking.sources", lambda _step: saved)
+        monkeypatch.setattr("steps.flow.runs.sources", lambda _step: saved)
     assert "fetch_model will not be reused: steps/fetch_model.py changed while it ran" in capsys.readouterr().out
     assert decision().reused is None
 

@@ -8,16 +8,16 @@ from mlflow.entities import Run
 from mlflow.models import ModelSignature
 from mlflow.types.schema import ColSpec, Schema
 
+from steps.checkpoint.manifest import MANIFEST, Manifest
 from steps.evaluation.asking import Answer
 from steps.evaluation.gates import Gate, judge, write_gates
 from steps.evaluation.predictions import score, write_predictions
 from steps.evaluation.tasks import Example
-from steps.flow.artifacts import record_artifacts
-from steps.flow.files import File, hash_file
-from steps.flow.fingerprint import GATES_DIGEST
-from steps.flow.logged_model import logged_folder, record_model
-from steps.flow.manifest import MANIFEST, Manifest
-from steps.flow.tracking import set_output
+from steps.flow.runs import set_output
+from steps.logged_models.logged_model import logged_folder, record_model
+from steps.records.artifacts import record_artifacts
+from steps.records.files import File, hash_file
+from steps.records.tags import GATES_DIGEST
 from steps.wrappers.onnx_chat import chat_signature
 
 MODEL = """

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from steps.flow.errors import StepError
+from steps.records.errors import StepError
 from steps.registry.aliases import changing, history, make_champion, number_with, roll_back, settle, with_alias
 from tests.conftest import ROOT, run
 

@@ -6,8 +6,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from steps.evaluation.estimates import Estimate
-from steps.flow.errors import StepError
+from steps.evaluation.statistics import Estimate
+from steps.records.errors import StepError
 from steps.registry.aliases import changing, history, make_champion, number_with
 from steps.registry.promotion import decide, examples_of, promote
 from steps.registry.versions import version_of

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from steps.build_onnx_wrapper import build_onnx
-from steps.flow.command_line import compose_config
+from steps.config.command_line import compose_config
 from steps.wrappers import onnx_engine
 from steps.wrappers.onnx_engine import GRAIN, Model, Row, Scheduler
 from tests.conftest import ROOT

@@ -1,0 +1,117 @@
+"""What belongs to a snapshot, the files of a checkpoint at one revision, and the manifest that states it."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+from huggingface_hub import metadata_load
+
+from steps.records.errors import StepError
+from steps.records.files import File, hash_file
+
+MANIFEST = "snapshot/manifest.json"
+FILES = "snapshot/files"
+"""Where a run keeps the manifest, and the files of a small snapshot."""
+
+PAPERS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
+"""The card and the licence of a model, by which it may be passed on."""
+
+INDEX = "model.safetensors.index.json"
+"""The file that says which of several files holds which weight."""
+
+NEEDED = (
+    # Not *.safetensors: a repository may hold the same weights a second time, in a layout of its maker's.
+    "model*.safetensors",
+    INDEX,
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    *PAPERS,
+)
+"""The files of a checkpoint that are used, all in its top folder. Never pickled weights, never code."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a snapshot holds and where it is from.
+
+    `source`: `local` or `hub`. `location`: the folder as configured, or the repository. `revision`: the commit in hex,
+    or for a local folder the sha256 over its files. `licence`: as the model card states it, or None.
+    """
+
+    source: str
+    location: str
+    revision: str
+    licence: str | None
+    files: tuple[File, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return sum(file.size for file in self.files)
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON text; equal manifests give equal text."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Return the manifest that `to_json` wrote."""
+        values = json.loads(text)
+        return cls(**{**values, "files": tuple(File(**file) for file in values["files"])})
+
+
+def needed_files(folder: Path) -> list[Path]:
+    """Return the files of *folder* that belong to a snapshot, sorted by path."""
+    return sorted({path for pattern in NEEDED for path in folder.glob(pattern) if path.is_file()})
+
+
+def require_weights(folder: Path) -> None:
+    """Raise StepError unless *folder* holds safetensors, and every one that its index names."""
+    if not any(path.suffix == ".safetensors" for path in needed_files(folder)):
+        msg = f"{folder} holds no model*.safetensors: save the checkpoint with save_pretrained(safe_serialization=True)"
+        raise StepError(msg)
+    index = folder / INDEX
+    if not index.is_file():
+        return
+    try:
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{index} is not an index of safetensors ({error!r}): save the checkpoint again"
+        raise StepError(msg) from error
+    if absent := sorted(shards - {path.name for path in needed_files(folder)}):
+        msg = f"{index} names {absent[0]}, which is not among the model*.safetensors beside it: complete the checkpoint"
+        raise StepError(msg)
+
+
+def licence_of(folder: Path) -> str | None:
+    """Return the licence that the model card in *folder* states, or None where it states none that can be read."""
+    try:
+        licence = (metadata_load(folder / "README.md") or {}).get("license")
+    except (FileNotFoundError, ValueError, yaml.YAMLError):
+        return None
+    return licence if isinstance(licence, str) else None
+
+
+def verify(manifest: Manifest, folder: Path) -> None:
+    """Raise StepError unless every file of *manifest* lies in *folder* with its size and sha256."""
+    for file in manifest.files:
+        path = folder / file.path
+        if not path.is_file():
+            msg = f"{path} is missing: run fetch_model again"
+            raise StepError(msg)
+        size = path.stat().st_size
+        if size != file.size:
+            msg = f"{path} has {size} bytes, not {file.size}: run fetch_model again"
+            raise StepError(msg)
+        if (found := hash_file(path)) != file.sha256:
+            msg = f"{path} has sha256 {found}, not {file.sha256}: run fetch_model again"
+            raise StepError(msg)

@@ -1,0 +1,79 @@
+"""From a checkpoint to a folder that onnxruntime-genai runs: built in a process of its own, or prebuilt."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from steps.config.schema import BuildOnnxWrapper
+from steps.records.errors import StepError
+
+SLIDING_WINDOW = {"mistral": 4096, "phi3": None}
+"""Model types of which every layer has the sliding window, and its size in transformers where config.json has none."""
+
+
+def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper, log: Path) -> None:
+    """Write the ONNX model of the checkpoint in *snapshot* to *output*, with genai_config.json and tokenizer.
+
+    All that the builder says goes to the file *log*. Raises StepError with its last line when it fails.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        source = add_layer_types(snapshot, Path(work) / "source")
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(output)]
+        command += ["-p", options.precision.value, "-e", options.execution_provider.value, "-c", f"{work}/cache"]
+        command += ["--extra_options", *_extra_options(options)]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    log.write_text(f"{' '.join(command)}\n\n{done.stdout}\n{done.stderr}", encoding="utf-8")
+    if done.returncode != 0 or not (output / "model.onnx").is_file():
+        lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
+        msg = f"onnxruntime-genai's builder failed: {lines[-1]} (all it said is in the run's {log.name})"
+        raise StepError(msg)
+
+
+def add_layer_types(snapshot: Path, folder: Path) -> Path:
+    """Return *folder*, made with links to *snapshot*'s files and a config.json from which the builder exports right.
+
+    The builder learns from `layer_types` which layers have a sliding window. Where every layer has it, config.json does
+    not say so, and the export would attend to everything, without a word; so it is written out.
+    """
+    folder.mkdir(parents=True)
+    for path in snapshot.iterdir():
+        (folder / path.name).symlink_to(path.resolve())
+    architecture = json.loads((snapshot / "config.json").read_text())
+    family = architecture.get("model_type")
+    window = architecture.get("sliding_window", SLIDING_WINDOW.get(family))
+    if family in SLIDING_WINDOW and window is not None and "layer_types" not in architecture:
+        architecture |= {
+            "sliding_window": window,
+            "layer_types": ["sliding_attention"] * architecture["num_hidden_layers"],
+        }
+        (folder / "config.json").unlink()
+        (folder / "config.json").write_text(json.dumps(architecture, indent=2))
+    return folder
+
+
+def _extra_options(options: BuildOnnxWrapper) -> list[str]:
+    # A cache of the window's size alone crashes past twice the window; the mask is in the attention operator anyway.
+    extra = ["hf_token=false", "windowed_kv_cache=false"]
+    if options.precision.value in ("int4", "int8"):
+        extra += [f"block_size={options.block_size}", f"accuracy_level={options.accuracy_level}"]
+    return extra
+
+
+def require_runnable(folder: Path) -> None:
+    """Raise StepError unless *folder* holds what the wrapper reads: settings, the model they name, tokenizer."""
+    settings = folder / "genai_config.json"
+    needed = [settings.name, "tokenizer.json", "tokenizer_config.json"]
+    if settings.is_file():
+        try:
+            needed.append(str(json.loads(settings.read_text())["model"]["decoder"]["filename"]))
+        except (ValueError, KeyError, TypeError) as error:
+            msg = f"{settings} names no model ({error!r}): choose a folder that onnxruntime-genai's builder wrote"
+            raise StepError(msg) from error
+    for name in needed:
+        if not (folder / name).is_file():
+            msg = f"{folder} lacks {name}: choose a folder that onnxruntime-genai's builder wrote"
+            raise StepError(msg)

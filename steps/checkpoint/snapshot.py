@@ -1,0 +1,40 @@
+"""A snapshot made present again: weights are not copied from step to step, they travel by their manifest."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Run
+
+from steps.checkpoint.hub import restore
+from steps.checkpoint.manifest import FILES, MANIFEST, Manifest, verify
+from steps.config.schema import project_path
+from steps.records.artifacts import as_folder
+from steps.records.errors import StepError
+
+
+@contextmanager
+def present(fetch: Run) -> Iterator[Path]:
+    """Yield a folder that holds the files of the manifest that the fetch_model run *fetch* logged.
+
+    The files are the run's own artifacts where it logged them; otherwise they are in the folder it read, or in the
+    hub's cache, where what is missing or has changed is downloaded again, at the commit of the manifest. Raises
+    StepError when they are nowhere to be had, or are not those of the manifest.
+    """
+    manifest = Manifest.from_json(mlflow.artifacts.load_text(f"{fetch.info.artifact_uri}/{MANIFEST}"))
+    logged = mlflow.artifacts.list_artifacts(run_id=fetch.info.run_id, artifact_path="snapshot")
+    if any(item.path == FILES for item in logged):
+        with as_folder(f"{fetch.info.artifact_uri}/{FILES}") as folder:
+            verify(manifest, folder)
+            yield folder
+    elif manifest.source == "hub":
+        yield restore(manifest)
+    else:
+        folder = project_path(manifest.location)
+        if not folder.is_dir():
+            fact = f"{folder}, which fetch_model read in run {fetch.info.run_id}, is not on this machine"
+            msg = f"{fact}: put it back, or run fetch_model here with -P model.path=<where the checkpoint is>"
+            raise StepError(msg)
+        verify(manifest, folder)
+        yield folder

@@ -1,0 +1,258 @@
+"""The steps of the chain, and the types of the configuration. The values are in conf/, each once."""
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The project's folder: the clone that MLflow made, or the user's own."""
+
+
+def project_path(path: str | Path) -> Path:
+    """Return *path* as an absolute path; a relative one is relative to the project."""
+    return ROOT / Path(path).expanduser()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the chain: what it builds on, reads, and hands over.
+
+    `builds_on`: the steps whose runs it needs. `reads`: the parts of the configuration that can change its result.
+    `hands_over`: the names of its outputs. `run_key`: the key of the configuration, and the parameter in MLproject, by
+    which a finished run of this step is named for later ones; None where no step builds on it.
+    """
+
+    builds_on: tuple[str, ...]
+    reads: tuple[str, ...]
+    hands_over: tuple[str, ...]
+    run_key: str | None
+
+
+STEPS = {
+    "fetch_model": Step(
+        builds_on=(),
+        reads=("model", "fetch_model", "build_onnx_wrapper.repo_id"),
+        hands_over=("snapshot",),
+        run_key="fetch_run_id",
+    ),
+    "build_pipeline_wrapper": Step(
+        builds_on=("fetch_model",),
+        reads=("build_pipeline_wrapper", "question"),
+        hands_over=("model_uri",),
+        run_key="pipeline_run_id",
+    ),
+    "build_onnx_wrapper": Step(
+        builds_on=("fetch_model",),
+        reads=("build_onnx_wrapper", "fetch_model.offline", "model.name", "question"),
+        hands_over=("model_uri",),
+        run_key="onnx_run_id",
+    ),
+    "evaluate": Step(
+        builds_on=("build_pipeline_wrapper", "build_onnx_wrapper"),
+        reads=("evaluate", "model.name", "seed"),
+        hands_over=("gates", "report", "summary"),
+        run_key="evaluate_run_id",
+    ),
+    "register": Step(
+        builds_on=("evaluate",),
+        reads=("register", "question"),
+        hands_over=("pipeline_version_uri", "onnx_version_uri", "model_uri"),
+        run_key=None,
+    ),
+}
+"""The chain, in its order. A step's name is also its entry point, its module, and its section of the configuration."""
+
+CANDIDATES = {"pipeline": "build_pipeline_wrapper", "onnx": "build_onnx_wrapper"}
+"""The models that evaluate compares, and the steps that build them."""
+
+REFERENCE, BUILD = "pipeline", "onnx"
+"""The candidate that the others are compared with, and the one that is put to the test."""
+
+
+class Source(Enum):
+    """Where a snapshot comes from."""
+
+    local = "local"
+    hub = "hub"
+
+
+class Interface(Enum):
+    """What the ONNX wrapper takes and gives: Chat Completions, or a prompt string and a string."""
+
+    chat = "chat"
+    prompt = "prompt"
+
+
+class Precision(Enum):
+    """The precisions that onnxruntime-genai's builder writes."""
+
+    int4 = "int4"
+    int8 = "int8"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class ExecutionProvider(Enum):
+    """Where the ONNX model is to run."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass
+class Model:
+    """The model to fetch: a folder (`path`), or a repository of the hub at a commit (`repo_id`, `revision`)."""
+
+    name: str
+    source: Source
+    path: str | None
+    repo_id: str | None
+    revision: str | None
+
+
+@dataclass
+class FetchModel:
+    """`log_files_mb`: a snapshot up to this size (MB) is logged whole; a larger one travels by its manifest."""
+
+    log_files_mb: float
+    offline: bool
+
+
+@dataclass
+class BuildPipelineWrapper:
+    """`max_new_tokens`: the length of an answer when the request names none. `dtype`: torch's, or `auto`."""
+
+    max_new_tokens: int
+    dtype: str
+
+
+@dataclass
+class BuildOnnxWrapper:
+    """What onnxruntime-genai's builder is asked for, and how the wrapper answers.
+
+    `repo_id`, `revision`, `folder` name a ready ONNX folder in a repository; then nothing is built.
+    """
+
+    interface: Interface
+    precision: Precision
+    execution_provider: ExecutionProvider
+    block_size: int
+    accuracy_level: int
+    max_tokens: int
+    repo_id: str | None
+    revision: str | None
+    folder: str | None
+
+
+@dataclass
+class Fidelity:
+    """`text`: a text file to compare probabilities on, besides the task; `context`: the most tokens at a time."""
+
+    text: str | None
+    context: int
+
+
+@dataclass
+class Cost:
+    """What is timed: every prompt length (tokens) with every batch (prompts in a call), `repeats` times.
+
+    `new_tokens`: the most that are generated for each prompt.
+    """
+
+    prompt_lengths: list[int]
+    batches: list[int]
+    new_tokens: int
+    repeats: int
+
+
+@dataclass
+class Harness:
+    """`tasks` of lm-evaluation-harness by name; `include_path`: a folder with the YAML files of further ones.
+
+    `num_fewshot`: examples before each question, where a task does not say; `limit`: only the first so many questions.
+    """
+
+    tasks: list[str]
+    include_path: str | None
+    num_fewshot: int | None
+    limit: int | None
+    apply_chat_template: bool
+
+
+@dataclass
+class Evaluate:
+    """`task`: JSON Lines of questions, relative to the project; `limit`: ask only the first so many.
+
+    `scorer`: for every question, instead of what the task says of each. `candidates`: further models, by name, to
+    measure against the reference. `contract_examples`: on how many questions the signature's promises are tried.
+    `gates`: by name, the fields of a `steps.evaluation.gates.Gate`.
+    """
+
+    task: str
+    scorer: str | None
+    limit: int | None
+    max_tokens: int
+    candidates: dict[str, str]
+    contract_examples: int
+    fidelity: Fidelity
+    cost: Cost
+    harness: Harness
+    gates: dict[str, Any]
+
+
+@dataclass
+class Register:
+    """`name`: of the registered model. `promote`: make the build champion, if it is at least as good as the champion.
+
+    `promote_margin`: the share of right answers by which it may at most be worse, with 95 % confidence. `rollback`:
+    only make the previous version champion again; `reason`: why. `sign_key`: the file of a private key to sign with.
+    `verify_key`: the file of a public key; only check the signature of `version`, or else of the champion.
+    """
+
+    name: str
+    promote: bool
+    promote_margin: float
+    rollback: bool
+    reason: str | None
+    sign_key: str | None
+    verify_key: str | None
+    version: int | None
+
+
+@dataclass
+class Sweep:
+    """`objective`: the metric that makes a trial the best; `direction`: `maximize` or `minimize`.
+
+    `jobs`: trials at a time. `ray`: the address of the Ray cluster that they run on, `auto` for the one that this
+    machine belongs to; otherwise they run on this machine. `register`: register the best, which passed its gates;
+    otherwise none is.
+    """
+
+    objective: str
+    direction: str
+    jobs: int
+    ray: str | None
+    register: bool
+
+
+@dataclass
+class Config:
+    """The whole configuration, resolved."""
+
+    model: Model
+    fetch_model: FetchModel
+    build_pipeline_wrapper: BuildPipelineWrapper
+    build_onnx_wrapper: BuildOnnxWrapper
+    evaluate: Evaluate
+    register: Register
+    sweep: Sweep
+    question: str
+    seed: int
+    steps: list[str]
+    reuse: bool
+    plan: bool
+    fetch_run_id: str | None
+    pipeline_run_id: str | None
+    onnx_run_id: str | None
+    evaluate_run_id: str | None

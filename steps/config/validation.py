@@ -1,0 +1,156 @@
+"""Check what Hydra composed: a Config whose values can be used, or one line that names the value that cannot."""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from steps.config.schema import (
+    CANDIDATES,
+    STEPS,
+    BuildOnnxWrapper,
+    Config,
+    Evaluate,
+    Harness,
+    Model,
+    Register,
+    Source,
+    project_path,
+)
+from steps.evaluation.gates import read_gates
+from steps.evaluation.tasks import read_examples
+from steps.records.errors import ConfigError
+
+RESERVED_NAMES = r"(?i)champion|challenger|previous|latest|v?\d+|m-[0-9a-f]{32}|\.+"
+"""What no registered model may be called: aliases, versions, ids of logged models, folders above."""
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Return *composed* as a checked Config. Raises ConfigError, naming key and value."""
+    # Unresolved: an interpolation of a missing value would hide which key it is.
+    missing = sorted(_missing_keys(OmegaConf.to_container(composed, resolve=False)))
+    if missing:
+        msg = f"no value for {', '.join(missing)}: give it with -P {missing[0]}=..."
+        raise ConfigError(msg)
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for the first value that is of the right type and still cannot be used."""
+    unknown = [step for step in config.steps if step not in STEPS]
+    _require(bool(config.steps) and not unknown, "steps", config.steps, f"some of {', '.join(STEPS)}")
+    _require(bool(config.question.strip()), "question", repr(config.question), "a question to ask each wrapper")
+    _check_model(config.model)
+    _at_least(1, "build_pipeline_wrapper.max_new_tokens", config.build_pipeline_wrapper.max_new_tokens)
+    _check_onnx(config.build_onnx_wrapper)
+    _check_evaluate(config.evaluate)
+    _check_harness(config.evaluate.harness)
+    _check_gates_and_task(config.evaluate)
+    _check_name(config.register.name)
+    _check_register(config.register, config.evaluate_run_id)
+    _at_least(1, "sweep.jobs", config.sweep.jobs)
+    direction = config.sweep.direction
+    _require(direction in ("maximize", "minimize"), "sweep.direction", direction, "maximize or minimize")
+
+
+def _check_model(model: Model) -> None:
+    if model.source is Source.hub:
+        named = bool(model.repo_id and model.revision)
+        _require(named, "model.repo_id", model.repo_id, "a repository and a revision")
+        return
+    _require(model.path is not None, "model.path", model.path, "the folder of a checkpoint")
+    folder = project_path(str(model.path))
+    expected = f"a folder with a config.json ({folder})"
+    _require((folder / "config.json").is_file(), "model.path", model.path, expected)
+
+
+def _check_onnx(onnx: BuildOnnxWrapper) -> None:
+    fits = onnx.block_size in (16, 32, 64, 128, 256)
+    _require(fits, "build_onnx_wrapper.block_size", onnx.block_size, "16, 32, 64, 128 or 256")
+    _require(onnx.accuracy_level in range(5), "build_onnx_wrapper.accuracy_level", onnx.accuracy_level, "0 to 4")
+    _at_least(1, "build_onnx_wrapper.max_tokens", onnx.max_tokens)
+
+
+def _check_evaluate(evaluate: Evaluate) -> None:
+    task = project_path(evaluate.task)
+    expected = f"an existing file, absolute or relative to the project ({task})"
+    _require(task.is_file(), "evaluate.task", evaluate.task, expected)
+    text = evaluate.fidelity.text
+    _require(text is None or project_path(text).is_file(), "evaluate.fidelity.text", text, "an existing text file")
+    for name, uri in evaluate.candidates.items():
+        key = f"evaluate.candidates.{name}"
+        fits = re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None and name not in CANDIDATES
+        _require(fits, key, uri, f"a name of A-Z a-z 0-9 _ -, other than {' and '.join(CANDIDATES)}")
+        _require(bool(uri.strip()), key, repr(uri), "the URI of a model, such as models:/name/1")
+    for key, value in {
+        "max_tokens": evaluate.max_tokens,
+        "limit": evaluate.limit,
+        "contract_examples": evaluate.contract_examples,
+        "cost.new_tokens": evaluate.cost.new_tokens,
+        "cost.repeats": evaluate.cost.repeats,
+        "cost.prompt_lengths": min(evaluate.cost.prompt_lengths, default=1),
+        "cost.batches": min(evaluate.cost.batches, default=1),
+    }.items():
+        _at_least(1, f"evaluate.{key}", value)
+    _at_least(2, "evaluate.fidelity.context", evaluate.fidelity.context)
+
+
+def _check_harness(harness: Harness) -> None:
+    if harness.tasks:
+        installed = importlib.util.find_spec("lm_eval") is not None
+        remedy = "lm_eval in this environment (pip install -r requirements-lm-eval.txt)"
+        _require(installed, "evaluate.harness.tasks", harness.tasks, remedy)
+    path = harness.include_path
+    folder = project_path(path) if path is not None else None
+    expected = f"a folder of YAML files ({folder})"
+    _require(folder is None or folder.is_dir(), "evaluate.harness.include_path", path, expected)
+    _at_least(1, "evaluate.harness.limit", harness.limit)
+
+
+def _check_gates_and_task(evaluate: Evaluate) -> None:
+    try:
+        read_gates(evaluate.gates)
+        read_examples(project_path(evaluate.task), evaluate.limit, evaluate.scorer)
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_name(name: str) -> None:
+    fits = re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) is not None
+    _require(fits, "register.name", name, "1 to 100 of A-Z a-z 0-9 . _ -")
+    free = re.fullmatch(RESERVED_NAMES, name) is None
+    expected = "a name that MLflow and this project do not use otherwise (champion, latest, v1, 1, ..)"
+    _require(free, "register.name", name, expected)
+
+
+def _check_register(register: Register, evaluate_run_id: str | None) -> None:
+    margin = register.promote_margin
+    _require(0 <= margin <= 1, "register.promote_margin", margin, "a share from 0 to 1")
+    for key, path in {"sign_key": register.sign_key, "verify_key": register.verify_key}.items():
+        expected = "the file of a key in PEM, absolute or relative to the project"
+        _require(path is None or project_path(path).is_file(), f"register.{key}", path, expected)
+    for key, chosen in {"rollback": register.rollback, "verify_key": register.verify_key}.items():
+        alone = not chosen or not (evaluate_run_id or register.promote)
+        _require(alone, f"register.{key}", chosen, "neither evaluate_run_id nor register.promote beside it")
+
+
+def _missing_keys(node: object, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _missing_keys(value, f"{prefix}.{key}" if prefix else str(key))
+    elif node == MISSING:
+        yield prefix
+
+
+def _at_least(least: int, key: str, value: int | None) -> None:
+    _require(value is None or value >= least, key, value, f"at least {least}")
+
+
+def _require(condition: bool, key: str, value: object, expected: str) -> None:
+    if not condition:
+        msg = f"{key}={value} cannot be used: expected {expected}"
+        raise ConfigError(msg)

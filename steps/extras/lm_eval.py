@@ -1,0 +1,67 @@
+"""Tasks of lm-evaluation-harness, an extra, put to loaded candidates.
+
+Whoever asks for such tasks wants their figures: unlike what `candidates` measures, a failure here fails the step.
+"""
+
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlflow.pyfunc import PyFuncModel
+
+from steps.config.schema import Harness, project_path
+from steps.extras.lm_eval_metrics import Results
+from steps.logged_models.language_model import language_model
+from steps.logged_models.process import Candidate, chat_with
+from steps.records.errors import StepError, in_one_line
+
+
+def check_harness(options: Harness) -> None:
+    """Load the tasks, and with them their data, or raise StepError: before hours of measuring, not after."""
+    if options.tasks:
+        from steps.extras.lm_eval_model import load_tasks
+
+        try:
+            load_tasks(options.tasks, _include_path(options)).load(options.tasks)
+        except Exception as error:
+            msg = f"evaluate.harness.tasks cannot be loaded: {in_one_line(error)}"
+            raise StepError(msg) from error
+
+
+def measure_harness(candidates: Mapping[str, Candidate], options: Harness, seed: int) -> dict[str, Results]:
+    """Return the harness' results by candidate; none when no tasks are asked for. Raises StepError when one fails."""
+    if not options.tasks:
+        return {}
+    return {name: loaded.run(ask_harness, name, loaded.folder, options, seed) for name, loaded in candidates.items()}
+
+
+def ask_harness(model: PyFuncModel, name: str, folder: Path, options: Harness, seed: int) -> Results:
+    """Return what the harness finds of *model*, the candidate *name* from *folder*, in whose process this runs."""
+    # Before the import, which reads it: bootstraps would otherwise fork this process, in which a model's threads run.
+    os.environ.setdefault("LMEVAL_DISABLE_MULTIPROC", "1")
+    from tqdm import tqdm
+
+    from steps.extras.lm_eval_model import run_harness
+
+    # The bars' own lock would be a semaphore, which Python misses, and says so, once this process is killed.
+    tqdm.set_lock(threading.RLock())
+    try:
+        return run_harness(
+            language_model(model, folder),
+            chat_with(model),
+            options.tasks,
+            include_path=_include_path(options),
+            num_fewshot=options.num_fewshot,
+            limit=options.limit,
+            apply_chat_template=options.apply_chat_template,
+            seed=seed,
+        )
+    except Exception as error:  # noqa: BLE001  as it says
+        msg = f"evaluate.harness.tasks failed on {name}: {in_one_line(error)}"
+        # Not as the cause: an error of a library's own kind may not find its way back to the other process.
+        raise StepError(msg) from None
+
+
+def _include_path(options: Harness) -> Path | None:
+    return None if options.include_path is None else project_path(options.include_path)

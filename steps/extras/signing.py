@@ -1,0 +1,97 @@
+"""Signatures over a model's folder, with a local key: OpenSSF model signing, https://github.com/ossf/model-signing-spec.
+
+The signature lies beside the model, as an artifact of the run that made it; the version says where in its tag
+`signature`. Anybody with the public key can check it, here or with the `model_signing` command.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from steps.records.errors import StepError
+from steps.records.files import files_below
+
+SIGNATURE = "signature"
+"""The tag of a version that holds the URI of its signature, and the folder of a run's artifacts for signatures."""
+
+PASSWORD = "SIGN_KEY_PASSWORD"  # noqa: S105  the name of a variable
+"""The environment variable that holds the password of an encrypted private key."""
+
+ADDED = "registered_model_meta"
+"""The file that MLflow adds to a registered model when it is downloaded."""
+
+
+def require_key(private_key: Path) -> None:
+    """Raise StepError unless *private_key* can sign."""
+    with tempfile.TemporaryDirectory() as work:
+        model = Path(work) / "model"
+        model.mkdir()
+        (model / "file").touch()
+        _sign(model, Path(work) / "signature", private_key)
+
+
+def sign_version(version: ModelVersion, private_key: Path, folder: Path) -> None:
+    """Sign the model of *version*, which lies in *folder*, on the active run, and note where on the version.
+
+    Raises StepError for a key that cannot sign.
+    """
+    run = mlflow.active_run()
+    assert run is not None
+    name = f"{version.name}-{version.version}.sig"
+    with tempfile.TemporaryDirectory() as work:
+        signature = Path(work) / name
+        _sign(folder, signature, private_key)
+        mlflow.log_artifact(str(signature), SIGNATURE)
+    uri = f"runs:/{run.info.run_id}/{SIGNATURE}/{name}"
+    MlflowClient().set_model_version_tag(version.name, str(version.version), SIGNATURE, uri)
+
+
+def _sign(folder: Path, signature: Path, private_key: Path) -> None:
+    """Write to the file *signature* that the owner of *private_key* signed every file in *folder*."""
+    from model_signing import hashing, signing  # slow to load, and rarely needed
+
+    # Bytes are what the library hands on to `cryptography`, though its own annotation says str.
+    password: Any = os.environ[PASSWORD].encode() if os.environ.get(PASSWORD) else None
+    ignored = hashing.Config().set_ignored_paths(paths=[ADDED], ignore_git_paths=False)
+    try:
+        signer = signing.Config().use_elliptic_key_signer(private_key=private_key, password=password)
+        signer.set_hashing_config(ignored).sign(folder, signature)
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        # Not the library's words: who knows what of the key they hold.
+        fact = f"register.sign_key={private_key} cannot sign ({type(error).__name__})"
+        msg = f"{fact}: give an elliptic-curve key in PEM (P-256, P-384, P-521), its password in {PASSWORD}"
+        raise StepError(msg) from None
+
+
+def verify_version(version: ModelVersion, public_key: Path) -> int:
+    """Return how many files of *version*, as a user would download it, the owner of *public_key* signed.
+
+    Raises StepError when it is not signed, or not by that key, or a file is not what was signed.
+    """
+    from model_signing import verifying
+
+    label, uri = f"version {version.version} of {version.name}", version.tags.get(SIGNATURE)
+    if uri is None:
+        msg = f"{label} is not signed: register it with -P register.sign_key=<private key>"
+        raise StepError(msg)
+    with tempfile.TemporaryDirectory() as work:
+        model = Path(work) / "model"
+        try:
+            signature = mlflow.artifacts.download_artifacts(uri, dst_path=work)
+            mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(model))
+        except (MlflowException, OSError) as error:
+            msg = f"{label} or its signature {uri} cannot be read: {str(error).splitlines()[0]}"
+            raise StepError(msg) from error
+        try:
+            verifying.Config().use_elliptic_key_verifier(public_key=public_key).verify(model, Path(signature))
+        except Exception as error:  # the library raises many kinds; each of them means no
+            fact = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            msg = f"{label} is not what the owner of {public_key} signed: {fact[:500]}"
+            raise StepError(msg) from error
+        return sum(path.name != ADDED for path in files_below(model))

@@ -1,0 +1,105 @@
+"""One process, one entry point: the command line, signals, the store, and exit codes."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+
+import hydra
+import psutil
+from hydra.core.hydra_config import HydraConfig
+from mlflow.exceptions import MlflowException
+from omegaconf import DictConfig
+
+from steps.config.command_line import CONF, compose_config, register_schema, translate
+from steps.config.schema import Config
+from steps.config.validation import to_config
+from steps.flow.runs import run_step
+from steps.records.errors import ConfigError, StepError
+from steps.safety.processes import LAUNCHER_PID, close_run, closing, end_on_signals, watch_launcher
+from steps.safety.secrets import remove_credentials
+
+Main = Callable[[Config, list[str]], None]
+"""What an entry point runs: the configuration, and the overrides that made it."""
+
+RELATIVE_SQLITE = "sqlite:///"
+
+
+def execute(step: str) -> None:
+    """Run the step *step* of `steps/<step>.py` with the configuration that the command line describes."""
+    command(step, lambda config, _overrides: run_step(step, import_module(f"steps.{step}").run, config))
+
+
+def command(name: str, main: Main) -> None:
+    """Run *main*, the entry point *name*, with the configuration that the command line describes."""
+    with reporting(name):
+        overrides, flags = translate(sys.argv[1:])
+        if flags:
+            run_through_hydra(main, [*flags, *overrides])
+        else:
+            main(compose_config(overrides), overrides)
+
+
+@contextmanager
+def reporting(name: str) -> Iterator[None]:
+    """Make this process the entry point *name*: settle the store, and turn errors and signals into exit codes.
+
+    Exits with 2 and one line for a ConfigError, with 1 and one line for a StepError. Other exceptions keep their trace.
+    """
+    end_on_signals()
+    settle_store()
+    try:
+        watch_launcher()
+        yield
+    except SystemExit as ended:
+        if ended.code:  # a signal; Hydra ends --help with 0
+            close_unopened_run()
+        raise
+    except ConfigError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        if run_id := os.environ.get("MLFLOW_RUN_ID"):
+            with suppress(MlflowException):
+                remove_credentials(run_id)  # MLflow made this run; no step will ever open it
+        sys.exit(2)
+    except StepError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def run_through_hydra(main: Main, arguments: list[str]) -> None:
+    """Let Hydra act on its own flags: --help, --cfg job, --multirun and the like."""
+
+    def job(composed: DictConfig) -> None:
+        main(to_config(composed), list(HydraConfig.get().overrides.task))
+
+    register_schema()
+    sys.argv[1:] = arguments
+    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
+
+
+def settle_store() -> None:
+    """Make a relative `sqlite:///x.db` absolute, for this process and all that it starts.
+
+    `mlflow run <git URL>` runs in a clone, where the same relative URI names another, empty database. The URI is
+    relative to the folder in which `mlflow run` was typed, and that process never leaves its folder.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    path = uri.removeprefix(RELATIVE_SQLITE)
+    if path == uri or path.startswith("/"):
+        return
+    folder, launcher = Path.cwd(), int(os.environ.get(LAUNCHER_PID, "0"))
+    with suppress(psutil.Error):
+        folder = Path(psutil.Process(launcher).cwd()) if launcher > 1 else folder
+    os.environ["MLFLOW_TRACKING_URI"] = f"{RELATIVE_SQLITE}{(folder / path).resolve()}"
+
+
+def close_unopened_run() -> None:
+    """Mark as KILLED the run that this process was given, if it ends before it could open it: its maker may be gone."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")  # MLflow takes it away when it opens the run
+    if run_id is None:
+        return
+    closing()
+    with suppress(MlflowException):
+        close_run(run_id)

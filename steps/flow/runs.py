@@ -1,0 +1,168 @@
+"""How a step becomes a run: the flow opens it, finds the runs it builds on, and writes what it hands over, last."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+
+import mlflow
+from mlflow import ActiveRun, MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from steps.config.schema import STEPS, Config
+from steps.config.values import flat_dict
+from steps.flow.fingerprint import FACTS, Fingerprint, fingerprint, sources
+from steps.flow.provenance import provenance_tags, uncommitted_changes
+from steps.records.artifacts import record_artifacts
+from steps.records.errors import StepError, one_line
+from steps.records.files import hash_text
+from steps.records.step import Inputs, Outputs
+from steps.records.tags import DIGEST, ERROR, FINGERPRINT, OUTPUT, PROCESS, STEP
+from steps.safety.lock import one_at_a_time
+from steps.safety.outages import explained
+from steps.safety.processes import closing, process_tag
+from steps.safety.secrets import remove_credentials, without_credentials, without_secrets
+
+SAMPLING_SECONDS = 2
+"""How often a step's run records the machine's CPU, memory, disk, network and GPU."""
+
+StepFunction = Callable[[Config, Inputs], Outputs]
+"""The `run` of a step's module."""
+
+
+def run_step(step: str, run: StepFunction, config: Config) -> None:
+    """Call *run*, the function of *step*, in a run of its own, on the runs that *config* names.
+
+    The run gets its outputs, its digest and its fingerprint after everything else, in one call: what they name is
+    complete. Raises StepError when a run that *step* builds on cannot be used.
+    """
+    name = run_name(step, config)
+    with open_run(name, config):
+        if name != step:  # it builds on no run, and nobody may reuse it
+            run(config, {})
+            return
+        inputs = {made_by: input_run(made_by, config) for made_by in STEPS[step].builds_on}
+        facts = fingerprint(step, config, inputs)
+        mlflow.log_text(facts.to_json(), FACTS)
+        outputs = run(config, inputs)
+        assert outputs.uris.keys() == set(STEPS[step].hands_over)
+        log_artifact_list()
+        tags = {f"{OUTPUT}{name}": uri for name, uri in outputs.uris.items()}
+        if outputs.digest is not None:
+            tags[DIGEST] = outputs.digest
+        mlflow.set_tags(tags | _reusable(step, facts))
+
+
+def run_name(step: str, config: Config) -> str:
+    """Return the name of the run of *step*: register has two more jobs, which register nothing."""
+    if step == "register" and config.register.rollback:
+        return "rollback"
+    if step == "register" and config.register.verify_key:
+        return "verify"
+    return step
+
+
+def _reusable(step: str, facts: Fingerprint) -> dict[str, str]:
+    """Return the tag by which the active run can be reused; none if a source file changed during the run.
+
+    Then nobody can tell which version ran.
+    """
+    saved = [path for path, digest in sources(step).items() if facts.sources.get(path) != digest]
+    if saved:
+        print(f"{step} will not be reused: {', '.join(saved)} changed while it ran", flush=True)
+        return {}
+    return {FINGERPRINT: facts.value}
+
+
+@contextmanager
+def open_run(name: str, config: Config) -> Iterator[ActiveRun]:
+    """Open the run *name*: the one that MLflow made for this process, or a new one, with provenance and parameters.
+
+    Its status follows the body: FINISHED, FAILED after an error, KILLED after a signal.
+    """
+    # Also inside: otherwise closing the run would wait for the missing server once more.
+    with explained(), _own_run(name) as run, explained():
+        mlflow.set_tags(provenance_tags(config.seed))
+        remove_credentials(run.info.run_id)
+        if changes := uncommitted_changes():
+            mlflow.log_text(without_secrets(changes), "code.diff")
+        log_new_params(run, config, STEPS[name].reads if name in STEPS else ("",))
+        yield run
+        if name not in STEPS:
+            log_artifact_list()
+
+
+def log_artifact_list() -> None:
+    """Log the list of the active run's artifacts, by which a later flow sees whether they are all still there."""
+    run = mlflow.active_run()
+    assert run is not None
+    record_artifacts(run)
+
+
+@contextmanager
+def _own_run(name: str) -> Iterator[ActiveRun]:
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+    mlflow.set_system_metrics_sampling_interval(SAMPLING_SECONDS)
+    with _opened_by_one():
+        # With its tags from the first moment: a run that does not say whose it is would stay RUNNING after a kill.
+        tags = {STEP: name, PROCESS: process_tag()}
+        run = mlflow.start_run(run_name=name, tags=tags, log_system_metrics=name in STEPS)
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except (SystemExit, KeyboardInterrupt):
+        closing()
+        status = "KILLED"
+        raise
+    except Exception as error:
+        with suppress(MlflowException):  # a server that is away must not hide the error itself
+            mlflow.set_tag(ERROR, without_secrets(one_line(error)))
+        raise
+    finally:
+        mlflow.end_run(status)
+
+
+def _opened_by_one() -> AbstractContextManager[None]:
+    """Return the lock under which this process may open the store.
+
+    Two processes that open a fresh database at the same moment would both set it up, and one of them would fail. A
+    server has set up its database before it answers.
+    """
+    uri = mlflow.get_tracking_uri()
+    return nullcontext() if uri.startswith("http") else one_at_a_time(f"store-{hash_text(uri)}")
+
+
+def log_new_params(run: ActiveRun, config: Config, parts: tuple[str, ...]) -> None:
+    """Log, of *config*, the keys in *parts* as parameters; `""` is all of it.
+
+    MLflow has logged what came by -P already, quoted for a shell, and a parameter cannot change: those stay.
+    """
+    logged = set(MlflowClient().get_run(run.info.run_id).data.params)
+    flat = {key: value for key, value in flat_dict(config).items() if key.startswith(parts)}
+    mlflow.log_params({key: value for key, value in flat.items() if key not in logged and value is not None})
+
+
+def input_run(step: str, config: Config) -> Run:
+    """Return the FINISHED run of *step* that the configuration names, and tag the active run with its id.
+
+    Raises StepError when the configuration names none.
+    """
+    key = STEPS[step].run_key
+    assert key is not None
+    run_id = getattr(config, key)
+    if not run_id:
+        msg = f"no {key}: name a finished run of {step} with -P {key}=<run id>"
+        raise StepError(msg)
+    try:
+        run = MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        store = without_credentials(mlflow.get_tracking_uri())
+        msg = f"{key}={run_id} is not a run in {store}: name a finished run of {step}"
+        raise StepError(msg) from error
+    made_by = run.data.tags.get(STEP)
+    if made_by != step or run.info.status != "FINISHED":
+        msg = f"{key}={run_id} is a {run.info.status} run of {made_by}: name a FINISHED run of {step}"
+        raise StepError(msg)
+    mlflow.set_tag(key, run_id)
+    return run

@@ -1,0 +1,135 @@
+"""A logged model in a process of its own, so that its memory is its own, and its crash not ours."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import mlflow
+import pandas as pd
+import psutil
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PyFuncModel
+
+from steps.logged_models.logged_model import without_bytecode
+from steps.records.errors import StepError
+from steps.safety.processes import watch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_model: PyFuncModel | None = None
+"""The model of this process, where it is a candidate's."""
+
+
+class Candidate:
+    """A model that is loaded as a user would load it, in a process of its own; see `candidate`."""
+
+    def __init__(self, name: str, folder: Path, pool: ProcessPoolExecutor) -> None:
+        self.name, self.folder, self._pool = name, folder, pool
+        self._loading = pool.submit(_load, str(folder))
+
+    @property
+    def load_seconds(self) -> float:
+        """The seconds that loading took; waits for its end. Raises StepError when the model cannot be loaded here."""
+        return self.wait()
+
+    def run(self, function: Callable[Concatenate[PyFuncModel, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return function(model, *args, **kwargs), called in the candidate's process.
+
+        *function* is one that can be imported by its name; it, its arguments and its result cross between processes.
+        Raises what it raises, what went wrong with loading, and StepError when the process dies.
+        """
+        with self._watched():
+            self.wait()
+            result: T = self._pool.submit(_call, function, args, kwargs).result()
+            return result
+
+    def wait(self) -> float:
+        """Wait until the model is loaded; return the seconds that took. Raises StepError when it cannot be loaded."""
+        with self._watched():
+            try:
+                return self._loading.result()
+            except MlflowException as error:
+                msg = f"candidate {self.name} cannot be loaded here: {error.message}"
+                raise StepError(msg) from error
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenProcessPool as error:
+            msg = f"the process of candidate {self.name} died: it may have run out of memory"
+            raise StepError(msg) from error
+
+
+@contextlib.contextmanager
+def candidate(name: str, folder: Path) -> Iterator[Candidate]:
+    """Yield the model in *folder*, about to be loaded in a process that ends with this context, or with this process.
+
+    Returns at once: several candidates load side by side.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)) as pool:
+        process = pool.submit(os.getpid)
+        try:
+            yield Candidate(name, folder, pool)
+        finally:
+            # Not asked to end: it may be in the middle of a long answer that nobody waits for any more.
+            with contextlib.suppress(psutil.NoSuchProcess, BrokenProcessPool):
+                psutil.Process(process.result()).kill()
+
+
+def _begin(parent: int) -> None:
+    # The parent hears of Ctrl-C too, and ends this process in good order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    watch(psutil.Process(parent))
+
+
+def _load(folder: str) -> float:
+    """Load the model of this process; return the seconds it took, imports included."""
+    global _model  # one process, one model
+    started = time.perf_counter()
+    with without_bytecode():
+        _model = mlflow.pyfunc.load_model(folder)
+    return time.perf_counter() - started
+
+
+def _call(function: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, object]) -> T:
+    return function(_model, *args, **kwargs)
+
+
+def chat_with(model: PyFuncModel) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
+    """Return *model* as a function from a Chat Completions request to its response, whichever interface it has."""
+
+    def predict(request: dict[str, Any]) -> Mapping[str, Any]:
+        options = {key: value for key, value in request.items() if key != "messages"}
+        return predict_rows(model, [request["messages"]], options)[0]
+
+    return predict
+
+
+def predict_rows(
+    model: PyFuncModel, chats: Sequence[list[dict[str, str]]], options: Mapping[str, Any]
+) -> list[Mapping[str, Any]]:
+    """Return the Chat Completions responses of *model* to several *chats* in one call, with the same *options*."""
+    if takes_prompts(model):
+        prompts = [model.unwrap_python_model().text.render(chat) for chat in chats]
+        texts = model.predict({"prompt": prompts}, params=dict(options))
+        return [{"choices": [{"message": {"role": "assistant", "content": text}}]} for text in texts]
+    rows: Any = {"messages": chats[0], **options}
+    if len(chats) > 1:
+        rows = pd.DataFrame([{"messages": chat, **options} for chat in chats])
+    responses: Any = model.predict(rows)
+    return list(responses)
+
+
+def takes_prompts(model: PyFuncModel) -> bool:
+    """Return whether *model* takes prompts and gives strings, rather than Chat Completions."""
+    names: list[str] = model.metadata.get_input_schema().input_names()
+    return names == ["prompt"]

@@ -1,0 +1,89 @@
+"""Artifacts: as folders, and as a list by which it is seen later whether they are all still there."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import FileInfo, Run
+from mlflow.exceptions import MlflowException
+
+from steps.records.files import describe, files_below
+
+ARTIFACTS = "artifacts.json"
+"""The list of a run's artifacts, with sizes, and hashes where the store is on this machine."""
+
+REPORT, GATES, SUMMARY, SCORES = "report.html", "gates.json", "summary.txt", "scores.md"
+PREDICTIONS, TABLE = "predictions.jsonl", "predictions_table.json"
+"""What evaluate logs. register reads gates, scores (for the model card) and predictions (their examples)."""
+
+REGISTERED = "registered.json"
+"""What register logs: versions, aliases, and the history of champions."""
+
+
+@contextmanager
+def as_folder(artifact_uri: str) -> Iterator[Path]:
+    """Yield the folder of artifacts at *artifact_uri*, as a run or a logged model states its own; read, never write.
+
+    In place where the store is on this machine, otherwise a copy that is gone afterwards.
+    """
+    folder = _local_folder(artifact_uri)
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        yield Path(mlflow.artifacts.download_artifacts(artifact_uri=artifact_uri, dst_path=copy))
+
+
+def record_artifacts(run: Run) -> None:
+    """Log the list of everything that *run* has logged."""
+    mlflow.log_dict(_list(run), ARTIFACTS)
+
+
+def missing_artifact(run: Run) -> str | None:
+    """Return what is wrong with the artifacts of *run*, or None when all are as they were when it finished."""
+    try:
+        stated = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{ARTIFACTS}"))
+    except (OSError, MlflowException, ValueError):
+        return f"its {ARTIFACTS} cannot be read"
+    found = _list(run)
+    for path, facts in stated.items():
+        if path not in found:
+            return f"its artifact {path} is missing"
+        if found[path] != facts:
+            return f"its artifact {path} has changed"
+    return None
+
+
+def list_files(artifact_uri: str, listed: Callable[[str | None], list[FileInfo]]) -> dict[str, list[object]]:
+    """Return [size in bytes, sha256] of each file at *artifact_uri*, by path; *listed* lists what is in a folder there.
+
+    Where the store is a service, sizes alone, and None for the rest: hashing would fetch everything.
+    """
+    folder = _local_folder(artifact_uri)
+    if folder is None:
+        return {path: [size, None] for path, size in _walk(listed, None)}
+    return {file.path: [file.size, file.sha256] for file in describe(files_below(folder), folder)}
+
+
+def _list(run: Run) -> dict[str, list[object]]:
+    found = list_files(run.info.artifact_uri, partial(MlflowClient().list_artifacts, run.info.run_id))
+    return {path: facts for path, facts in found.items() if path != ARTIFACTS}
+
+
+def _walk(listed: Callable[[str | None], list[FileInfo]], folder: str | None) -> Iterator[tuple[str, int]]:
+    for item in listed(folder):
+        if item.is_dir:
+            yield from _walk(listed, item.path)
+        else:
+            yield item.path, item.file_size or 0
+
+
+def _local_folder(artifact_uri: str) -> Path | None:
+    parsed = urlparse(artifact_uri)
+    return Path(unquote(parsed.path)) if parsed.scheme in ("", "file") else None

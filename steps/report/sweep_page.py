@@ -1,0 +1,172 @@
+"""Quality against speed against size: the trials that no other beats in all three, and the page that shows them."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from steps.evaluation.metrics import MEANINGS, Meaning, show
+from steps.report.style import MUTED, inline_svg
+
+ON_FRONT, BEATEN = "#2a9d6f", "#8a97a6"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric `<candidate>.<area>.<name>` by which trials are compared, and whether more of it is better."""
+
+    metric: str
+    more_is_better: bool
+
+    @property
+    def meaning(self) -> Meaning:
+        """What people call it, and its unit."""
+        return MEANINGS.get(self.metric.partition(".")[2], Meaning(self.metric, ""))
+
+    def show(self, trial: Mapping[Hashable, object]) -> tuple[str, str]:
+        """Return, for people, the figure of *trial* and its interval; the latter is empty where there is none."""
+        value, low, high = (_number(trial.get(f"{self.metric}{end}")) for end in ("", "_low", "_high"))
+        unit = self.meaning.unit
+        interval = "" if low is None or high is None else f"{show(low, unit)} to {show(high, unit)}"
+        return "-" if value is None else show(value, unit), interval
+
+
+QUALITY = Measure("onnx.task.accuracy", more_is_better=True)
+SPEED = Measure("onnx.cost.answers_per_second", more_is_better=True)
+SIZE = Measure("onnx.cost.size_bytes", more_is_better=False)
+FIDELITY = (
+    Measure("onnx.fidelity.kl_mean", more_is_better=False),
+    Measure("onnx.fidelity.perplexity_ratio", more_is_better=False),
+    Measure("onnx.fidelity.same_top", more_is_better=True),
+)
+"""What the page also lists of trials that were measured by it."""
+
+Axes = tuple[Measure, Measure, Measure]
+"""Quality, speed and size."""
+
+
+def axes_for(objective: str, *, maximize: bool) -> Axes:
+    """Return what to compare trials by: the *objective* takes the place of quality or of speed, by its area."""
+    own = Measure(objective, maximize)
+    if objective == SIZE.metric:
+        return QUALITY, SPEED, SIZE
+    return (QUALITY, own, SIZE) if ".cost." in objective else (own, SPEED, SIZE)
+
+
+def pareto_front(table: pd.DataFrame, axes: Axes = (QUALITY, SPEED, SIZE)) -> pd.Series:
+    """Return for each trial whether no other finished trial is as good in all three figures and better in one.
+
+    A trial that did not finish, or lacks a figure, is not on the front.
+    """
+    figures = _figures(table, axes)
+    for axis in axes:
+        if not axis.more_is_better:
+            figures[axis.metric] = -figures[axis.metric]
+    complete = (table["status"] == "FINISHED") & figures.notna().all(axis=1)
+    candidates = figures[complete]
+
+    def is_beaten(own: pd.Series) -> bool:
+        return bool(((candidates >= own).all(axis=1) & (candidates > own).any(axis=1)).any())
+
+    return pd.Series([bool(complete[row]) and not is_beaten(figures.loc[row]) for row in table.index], table.index)
+
+
+def draw(table: pd.DataFrame, axes: Axes = (QUALITY, SPEED, SIZE)) -> Figure:
+    """Return the trials by speed and quality, numbered, a larger point for a larger model; those that failed hollow."""
+    quality, speed, size = axes
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    plot = figure.add_subplot()
+    figures = _figures(table, axes)
+    areas = 110 + 340 * figures[size.metric] / figures[size.metric].max()
+    columns = (figures[speed.metric], figures[quality.metric], areas, table["status"], pareto_front(table, axes))
+    for number, (x, y, area, status, on_front) in enumerate(zip(*columns, strict=True), start=1):
+        if pd.isna(x) or pd.isna(y) or pd.isna(area):
+            continue
+        if status == "FINISHED":
+            plot.scatter([x], [y], s=area, color=ON_FRONT if on_front else BEATEN, alpha=0.75, linewidths=0)
+        else:
+            plot.scatter([x], [y], s=area, facecolors="none", edgecolors=BEATEN, linestyles="dashed")
+        plot.annotate(str(number), (x, y), ha="center", va="center", size=10)
+    plot.xaxis.set_major_formatter(_formatter(speed))
+    plot.yaxis.set_major_formatter(_formatter(quality))
+    plot.set_xlabel(speed.meaning.label, color=MUTED)
+    plot.set_ylabel(quality.meaning.label, color=MUTED)
+    plot.margins(0.15)
+    if quality.meaning.unit == "share":
+        plot.set_ylim(top=min(plot.get_ylim()[1], 1.03))
+    plot.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    plot.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    plot.spines[:].set_visible(False)
+    plot.tick_params(length=0)
+    plot.grid(alpha=0.3)
+    plot.set_axisbelow(True)
+    return figure
+
+
+def write_page(
+    path: Path,
+    table: pd.DataFrame,
+    keys: Sequence[str],
+    best: int | None,
+    command: str,
+    *,
+    objective: str = QUALITY.metric,
+    maximize: bool = True,
+) -> None:
+    """Write the comparison to *path*: *keys* are the columns that vary, *best* the position of the best trial.
+
+    *command* is what runs the best again; *objective* is the metric that made it the best.
+    """
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    axes = axes_for(objective, maximize=maximize)
+    front = list(pareto_front(table, axes))
+    columns = [*axes, *(each for each in FIDELITY if each.metric in table and each not in axes)]
+    rows = [
+        {
+            "number": number,
+            "values": [str(trial[key]) for key in keys],
+            "status": trial["status"],
+            "figures": [figures.show(trial) for figures in columns],
+            "seconds": show(float(trial["seconds"]), "seconds"),
+            "reason": trial.get("reason") or "no reason was stored",
+            "front": front[number - 1],
+            "best": best == number - 1,
+        }
+        for number, trial in enumerate(table.to_dict(orient="records"), start=1)
+    ]
+    complete = not _figures(table, axes).dropna().empty
+    page = environment.get_template("sweep.html.jinja").render(
+        keys=keys,
+        rows=rows,
+        failed=[row for row in rows if row["status"] != "FINISHED"],
+        heads=[figures.meaning.label for figures in columns],
+        objective=Measure(objective, maximize).meaning.label,
+        axes=axes,
+        command=command,
+        # Our own figure: its texts are escaped by matplotlib.
+        figure=Markup(inline_svg(draw(table, axes))) if complete else None,  # noqa: S704
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _figures(table: pd.DataFrame, axes: Axes) -> pd.DataFrame:
+    return table.reindex(columns=[axis.metric for axis in axes]).astype(float)
+
+
+def _formatter(figures: Measure) -> FuncFormatter:
+    unit = figures.meaning.unit
+    if unit == "share":
+        return FuncFormatter(lambda value, _: f"{value * 100:.3g}\u00a0%")
+    return FuncFormatter(lambda value, _: show(value, unit))
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not pd.isna(value) else None

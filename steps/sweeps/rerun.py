@@ -1,0 +1,57 @@
+"""The command that was typed, to be typed again for something else."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import psutil
+
+from steps.config.schema import ROOT
+from steps.flow.provenance import provenance_tags
+from steps.safety.secrets import without_credentials, without_secrets
+
+REPLACED = {"-P", "--param-list", "-e", "--entry-point", "-v", "--version", "--run-id", "--run-name"}
+"""The options of `mlflow run` that say what to run, rather than where and in which environment."""
+
+
+def command_for(overrides: tuple[str, ...]) -> str:
+    """Return a command for a shell that runs the chain with *overrides*, as this process was started.
+
+    That is, with the same `mlflow run` and its options, and at the same commit where MLflow cloned it.
+    """
+    typed = _typed()
+    if typed is None:
+        return shlex.join([Path(sys.executable).name, "-m", "steps.main", *overrides])
+    uri, options, folder = typed
+    if (folder / uri).resolve() != ROOT:
+        options = ["-v", provenance_tags(0)["code.commit"], *options]
+    command = shlex.join(["mlflow", "run", uri, *options, "-P", f"overrides={shlex.join(overrides)}"])
+    return without_secrets(without_credentials(command))
+
+
+def _typed() -> tuple[str, list[str], Path] | None:
+    """Return the project, the options that stay, and the working folder of the `mlflow run` above; None without one."""
+    for process in psutil.Process().parents():
+        try:
+            words, folder = process.cmdline(), Path(process.cwd())
+        except psutil.Error:
+            return None
+        for at, word in enumerate(words[:-1]):
+            if Path(word).name == "mlflow" and words[at + 1] == "run":
+                return *split_options(words[at + 2 :]), folder
+    return None
+
+
+def split_options(words: list[str]) -> tuple[str, list[str]]:
+    """Return the project's URI among the arguments *words* of `mlflow run`, and the options less those REPLACED."""
+    uri, kept, rest = ".", [], iter(words)
+    for word in rest:
+        name = word.partition("=")[0] if word.startswith("--") else word[:2]
+        if not word.startswith("-"):
+            uri = word
+            continue
+        has_value = name == word and name != "--build-image"
+        option = [word, next(rest, "")] if has_value else [word]
+        if name not in REPLACED:
+            kept += option
+    return uri, kept

@@ -1,0 +1,84 @@
+"""Trials: chains of one sweep, some at a time, each in a run under the sweep's, closed whatever becomes of it."""
+
+import shlex
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import psutil
+from mlflow.entities import Run
+
+from steps.flow.launch import StepResult, launch, start_here
+from steps.safety.processes import TRIAL_GRACE_SECONDS, close_below, closing, end, send_to
+
+Trial = tuple[str, ...]
+"""The overrides of one run of the chain."""
+
+LOST = -1000
+"""The exit code of a process whose machine died: no signal has this number."""
+
+ATTEMPTS = 3
+"""How often a trial is started when each machine that works on it dies."""
+
+
+class Place(Protocol):
+    """Where trials run."""
+
+    def start(self, command: str, variables: dict[str, str]) -> int:
+        """Run *command* with *variables*; return its exit code, or LOST. Called from several threads."""
+
+    def stop(self, is_over: Callable[[], bool]) -> None:
+        """End what runs, by and by more forcibly, until *is_over*."""
+
+
+class ThisMachine:
+    """Trials are processes of this machine, below this one."""
+
+    start = staticmethod(start_here)
+
+    def stop(self, is_over: Callable[[], bool]) -> None:
+        """End what runs, by and by more forcibly, until *is_over*."""
+
+        def send(number: int) -> None:
+            if is_over():
+                raise ProcessLookupError
+            send_to(psutil.Process().children(), number)
+
+        end(send, TRIAL_GRACE_SECONDS)
+
+
+def run_trials(trials: list[Trial], parent: Run, jobs: int, place: Place) -> list[StepResult]:
+    """Run the chain for each of *trials* under *parent*, *jobs* at a time at *place*; return how they went.
+
+    What two trials share is made once: the later one waits for it. An exception, such as a signal's, ends them all.
+    """
+
+    def run(number: int, trial: Trial) -> StepResult:
+        print(f"trial {number}/{len(trials)}: {shlex.join(trial)}", flush=True)
+        result = _run_trial(trial, parent, place)
+        print(f"trial {number}/{len(trials)}: {result.status}, {result.seconds:.1f} s\n", flush=True)
+        return result
+
+    pool = ThreadPoolExecutor(jobs)
+    futures = [pool.submit(run, number, trial) for number, trial in enumerate(trials, start=1)]
+    try:
+        return [future.result() for future in futures]
+    except BaseException:
+        # Signals reach this thread alone; those that wait for a trial go on until it has ended.
+        closing()
+        pool.shutdown(wait=False, cancel_futures=True)
+        place.stop(lambda: all(future.done() for future in futures))
+        raise
+
+
+def _run_trial(trial: Trial, parent: Run, place: Place) -> StepResult:
+    """Run the chain for *trial*, again when its machine dies under it."""
+    for attempt in range(1, ATTEMPTS + 1):
+        result = launch("main", {"overrides": shlex.join(trial)}, parent, place.start)
+        if result.status != "FINISHED":
+            close_below(result.run_id)
+        if result.code != LOST:
+            break
+        more = "started again elsewhere" if attempt < ATTEMPTS else f"given up after {ATTEMPTS} attempts"
+        print(f"{shlex.join(trial)}: the machine died under run {result.run_id}: {more}", flush=True)
+    return result

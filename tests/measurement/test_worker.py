@@ -1,0 +1,144 @@
+"""What a candidate's process tells of itself: its memory, the tokens it reads, and times of prompts it has not seen."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import combinations
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+from mlflow.models import ModelSignature
+from mlflow.pyfunc import PyFuncModel
+from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
+
+from steps.config.command_line import compose_config
+from steps.config.validation import read_examples
+from steps.evaluation.tasks import Example
+from steps.logged_models.language_model import OnnxModel
+from steps.logged_models.process import Candidate, candidate
+from steps.measurement.measure import Measurements, ask_in_turns, measure_fidelity, time_in_turns
+from steps.measurement.worker import peak_memory
+from steps.wrappers.onnx_engine import GRAIN, common_prefix
+from tests.conftest import ROOT
+
+TINY = ROOT / "models" / "tiny_phi3"
+LENGTHS = (32, 128)
+TOUCHED = 200_000_000
+
+MODEL = """
+import json, subprocess, sys
+import mlflow
+class Model(mlflow.pyfunc.PythonModel):
+    def load_context(self, context):
+        {load}
+    def predict(self, context, model_input, params=None):
+        chats = [[dict(message) for message in chat] for chat in model_input["messages"]]
+        with open({log!r}, "a") as log:
+            log.write(json.dumps(chats) + "\\n")
+        return [{{
+            "choices": [{{"message": {{"role": "assistant", "content": "Madrid"}}}}],
+            "usage": {{"completion_tokens": 1, "prompt_tokens": {tells}.get(chat[-1]["content"])}},
+        }} for chat in chats]
+mlflow.models.set_model(Model())
+"""
+
+CHILD = f"""self.child = subprocess.Popen(
+            [sys.executable, "-c", "held = b'x' * {TOUCHED}; print(flush=True); input()"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.child.stdout.readline()"""
+
+Loading = Callable[..., Candidate]
+
+
+@pytest.fixture
+def loading(tmp_path: Path) -> Iterator[Loading]:
+    """Yield a function that loads a model with the embedded tokenizer, which notes what it is asked in a file."""
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tokenizer / name).write_bytes((TINY / name).read_bytes())
+    (tokenizer / "genai_config.json").write_text('{"model": {"context_length": 512}}')
+    signature = ModelSignature(CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA)
+    with ExitStack() as stack:
+
+        def load(name: str, load: str = "pass", tells: dict[str, int] | None = None) -> Candidate:
+            code = tmp_path / f"{name}.py"
+            code.write_text(MODEL.format(load=load, log=str(tmp_path / f"{name}.log"), tells=tells or {}))
+            mlflow.pyfunc.save_model(
+                tmp_path / name,
+                python_model=str(code),
+                artifacts={"onnx": str(tokenizer)},
+                signature=signature,
+                pip_requirements=["mlflow"],
+            )
+            (tmp_path / f"{name}.log").unlink(missing_ok=True)
+            return stack.enter_context(candidate(name, tmp_path / name))
+
+        yield load
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[Example]:
+    return read_examples(compose_config(["evaluate.limit=40"]).evaluate)
+
+
+def own_memory(_model: PyFuncModel) -> int:
+    return psutil.Process(os.getpid()).memory_info().rss
+
+
+def test_no_prompt_that_is_timed_begins_like_another(loading: Loading, examples: list[Example], tmp_path: Path) -> None:
+    cost = compose_config(["evaluate.cost.repeats=1"]).evaluate.cost
+    found, loaded = Measurements(), loading("onnx")
+
+    time_in_turns(found, {"onnx": loaded}, loaded, examples, cost)
+
+    calls = [json.loads(line) for line in (tmp_path / "onnx.log").read_text().splitlines()]
+    assert [len(chats) for chats in calls] == ([1] * 4 + [4] * 4) * len(LENGTHS)
+    prompts = [OnnxModel(TINY).chat(chat, "")[0] for chats in calls for chat in chats]
+    assert max(common_prefix(one, other) for one, other in combinations(prompts, 2)) < GRAIN
+    firsts = [chat[0]["content"].split()[0] for chats in calls for chat in chats]
+    assert len(set(firsts)) == len(firsts)
+    assert [len(prompt) for prompt in prompts] == [length for length in LENGTHS for _ in range(20)]
+    assert [timing.prompt_tokens for timing in found.timings] == [length for length in LENGTHS for _ in (1, 4)]
+
+
+def test_a_prompt_shorter_than_a_word_and_its_number_is_as_short_as_it_can_be(
+    loading: Loading, examples: list[Example], tmp_path: Path
+) -> None:
+    cost = compose_config(["evaluate.cost.prompt_lengths=[1]", "evaluate.cost.batches=[1]"]).evaluate.cost
+    loaded = loading("onnx")
+
+    time_in_turns(Measurements(), {"onnx": loaded}, loaded, examples[:1], cost)
+
+    lines = (tmp_path / "onnx.log").read_text().splitlines()
+    assert len(set(lines)) == len(lines) == 8
+
+
+def test_memory_is_that_of_the_process_and_of_those_it_started(loading: Loading) -> None:
+    loaded = loading("onnx", load=CHILD)
+    # Less a tenth: the kernel counts pages in bundles, and this process may grow between the two questions.
+    assert loaded.run(peak_memory) > loaded.run(own_memory) + 0.9 * TOUCHED
+
+
+def test_tokens_are_the_same_when_the_candidate_was_fed_as_many_as_the_reference_reads(
+    loading: Loading, examples: list[Example]
+) -> None:
+    language = OnnxModel(TINY)
+    read = {each.messages[-1]["content"]: len(language.chat(each.messages, "")[0]) for each in examples}
+    last = examples[-1].messages[-1]["content"]
+    candidates = {
+        "pipeline": loading("pipeline"),
+        "silent": loading("silent"),
+        "honest": loading("honest", tells=read),
+        "other": loading("other", tells=read | {last: read[last] + 1}),
+    }
+    found = Measurements()
+
+    ask_in_turns(found, candidates, examples, 8)
+    measure_fidelity(found, candidates, "pipeline", examples, compose_config([]).evaluate, 0)
+
+    same = {name: found.figures[f"{name}.integrity.same_tokens"] for name in ("silent", "honest", "other")}
+    assert same == {"silent": 1, "honest": 1, "other": 39 / 40}
