@@ -7,11 +7,18 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
 import mlflow
 import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from steps.config.schema import Config, Evaluate, project_path
+from steps.evaluation.tasks import Example, read_examples
+from steps.flow.runs import run_name, run_step
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,3 +88,20 @@ def committed(folder: Path) -> Path:
     for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], [*identity, "commit", "-qm", "the project"]):
         assert run("git", *arguments, cwd=folder).returncode == 0
     return folder
+
+
+def do_step(step: str, config: Config) -> Run:
+    """Run *step* with *config* as its entry point does, in this process; return its run."""
+    run_step(step, import_module(f"steps.{step}").run, config)
+    return last_run(run_name(step, config))
+
+
+def last_run(step: str) -> Run:
+    """Return the newest run of *step*."""
+    (found,) = MlflowClient().search_runs(["0"], f"tags.step = '{step}'", order_by=["start_time DESC"], max_results=1)
+    return found
+
+
+def examples_of(evaluate: Evaluate) -> list[Example]:
+    """Return the examples that *evaluate* asks."""
+    return read_examples(project_path(evaluate.task), evaluate.limit, evaluate.scorer)

@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from steps import build_onnx_wrapper, fetch_model
-from steps.build_onnx_wrapper import WINDOWED, build_onnx, fetch_prebuilt, mend_window
+from steps.build_onnx_wrapper import fetch_prebuilt
 from steps.checkpoint.architectures import known_architectures
+from steps.checkpoint.onnx_export import SLIDING_WINDOW, add_layer_types, build_onnx
 from steps.config.command_line import compose_config
 from steps.config.schema import BuildOnnxWrapper
 from steps.logged_models.logged_model import logged_folder
@@ -92,7 +93,7 @@ def test_a_build_holds_what_the_wrapper_needs(fp32: Path) -> None:
 
 def test_a_checkpoint_is_linked_and_left_as_it_is(tmp_path: Path) -> None:
     before = (TINY / "config.json").read_bytes()
-    folder = mend_window(TINY, tmp_path / "source")
+    folder = add_layer_types(TINY, tmp_path / "source")
     layers = json.loads(before)["num_hidden_layers"]
     assert json.loads((folder / "config.json").read_text())["layer_types"] == ["sliding_attention"] * layers
     assert (folder / "model.safetensors").is_symlink()
@@ -116,13 +117,13 @@ def test_a_config_that_needs_no_mending_is_used_as_it_is(tmp_path: Path, config:
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text(json.dumps({"num_hidden_layers": 2, **config}))
-    assert (mend_window(checkpoint, tmp_path / "source") / "config.json").is_symlink()
+    assert (add_layer_types(checkpoint, tmp_path / "source") / "config.json").is_symlink()
 
 
 def test_a_mistral_that_states_no_window_has_that_of_transformers(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "config.json").write_text('{"model_type": "mistral", "num_hidden_layers": 1}')
-    mended = json.loads((mend_window(tmp_path / "checkpoint", tmp_path / "source") / "config.json").read_text())
+    mended = json.loads((add_layer_types(tmp_path / "checkpoint", tmp_path / "source") / "config.json").read_text())
     assert (mended["sliding_window"], mended["layer_types"]) == (4096, ["sliding_attention"])
 
 
@@ -132,9 +133,9 @@ def test_every_family_with_windows_states_their_layers_or_is_one_whose_every_lay
     for kind in kinds:  # none for those that only run code of their repository
         has_window = "sliding_window" in AutoConfig.for_model(kind).to_dict()
         states_layers = getattr(AutoConfig.for_model(kind, sliding_window=64), "layer_types", None) is not None
-        assert (has_window and not states_layers) == (kind in WINDOWED)
-        if kind in WINDOWED:
-            assert AutoConfig.for_model(kind).sliding_window == WINDOWED[kind]
+        assert (has_window and not states_layers) == (kind in SLIDING_WINDOW)
+        if kind in SLIDING_WINDOW:
+            assert AutoConfig.for_model(kind).sliding_window == SLIDING_WINDOW[kind]
 
 
 @pytest.mark.slow

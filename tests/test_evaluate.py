@@ -11,13 +11,12 @@ from mlflow.entities import Run
 
 from steps.config.command_line import compose_config
 from steps.config.schema import Evaluate
-from steps.config.validation import read_examples
 from steps.evaluate import judgement, log_measurements
 from steps.measurement.measure import Measurements
 from steps.records.errors import ConfigError
 from steps.records.tags import DIGEST
 from steps.report.results import scores, summary
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, examples_of, run
 
 
 def options(*overrides: str) -> Evaluate:
@@ -35,32 +34,32 @@ def test_two_builds_with_the_same_gates_are_not_one_judgement(store: str) -> Non
 
 
 def test_the_embedded_task_asks_every_country() -> None:
-    countries = {example.id.partition("-")[0] for example in read_examples(options())}
-    assert len(read_examples(options())) >= 195
+    countries = {example.id.partition("-")[0] for example in examples_of(options())}
+    assert len(examples_of(options())) >= 195
     assert {"spain", "zimbabwe"} <= countries
 
 
 def test_a_limit_takes_the_first_questions() -> None:
-    assert [each.id for each in read_examples(options("evaluate.limit=2"))] == [
-        each.id for each in read_examples(options())[:2]
+    assert [each.id for each in examples_of(options("evaluate.limit=2"))] == [
+        each.id for each in examples_of(options())[:2]
     ]
 
 
 def test_a_scorer_of_the_configuration_replaces_those_of_the_task() -> None:
-    examples = read_examples(options("evaluate=capitals_in_any_words"))
+    examples = examples_of(options("evaluate=capitals_in_any_words"))
     assert {example.scorer for example in examples} == {"contains"}
 
 
 def test_a_scorer_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match="close"):
-        read_examples(options("evaluate.scorer=close"))
+        examples_of(options("evaluate.scorer=close"))
 
 
 def test_a_line_that_is_no_question_is_named(tmp_path: Path) -> None:
     task = tmp_path / "task.jsonl"
     task.write_text('{"messages": [{"role": "user", "content": "Why?"}], "reference": "So."}\n')
     with pytest.raises(ConfigError, match=r"task\.jsonl:1: 'id' is missing"):
-        read_examples(replace(options(), task=str(task)))
+        examples_of(replace(options(), task=str(task)))
 
 
 def test_a_task_with_a_line_that_is_no_question_stops_the_chain_before_anything_is_started(tmp_path: Path) -> None:
@@ -107,4 +106,4 @@ def test_what_is_not_finite_is_a_metric_of_the_run_and_of_no_model(store: str) -
 
 def test_the_presets_of_the_evaluation_name_files_that_exist() -> None:
     for preset in (ROOT / "conf" / "evaluate").glob("*.yaml"):
-        assert read_examples(options(f"evaluate={preset.stem}"))
+        assert examples_of(options(f"evaluate={preset.stem}"))

@@ -16,12 +16,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from steps import build_onnx_wrapper, build_pipeline_wrapper, evaluate, fetch_model, register
-from steps.build_onnx_wrapper import build_onnx
+from steps.checkpoint import onnx_export
+from steps.checkpoint.onnx_export import build_onnx
 from steps.config.command_line import compose_config
-from steps.config.schema import INPUTS, inputs_of
+from steps.config.schema import STEPS
 from steps.wrappers.onnx_chat import Text, TextStream
-from tests.conftest import QUICK, run
+from tests.conftest import QUICK, do_step, run
 from tests.families import FAMILIES, WINDOW, Family, logits_of, save_checkpoint, save_tokenizer
 from tests.hub_server import environment, serving_hub
 
@@ -133,7 +133,7 @@ def test_a_mistral_exported_as_it_is_forgets_its_window(
     built: Callable[[str], Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = built("mistral")
-    monkeypatch.setattr(build_onnx_wrapper, "WINDOWED", {})
+    monkeypatch.setattr(onnx_export, "SLIDING_WINDOW", {})
     build_onnx(model.checkpoint, tmp_path / "onnx", FP32, tmp_path / "log")
     difference = np.abs(logits_of(tmp_path / "onnx", model.tokens) - model.logits).max(axis=1)
     assert difference[:WINDOW].max() <= 1e-3
@@ -211,7 +211,7 @@ def test_other_families_are_wrapped_and_answer_alike(
     built: Callable[[str], Built], store: str, task: Path, name: str
 ) -> None:
     chosen = ["model=local", f"model.path={built(name).checkpoint}", *overrides(task), *SAME_ANSWERS]
-    for step in (fetch_model, build_pipeline_wrapper, build_onnx_wrapper, evaluate, register):
-        inputs = [f"{key}={newest(INPUTS[key]).info.run_id}" for key in inputs_of(step.__name__.rpartition(".")[2])]
-        step.main(compose_config([*chosen, *inputs]), [])
+    for step, facts in STEPS.items():
+        inputs = [f"{STEPS[made_by].run_key}={newest(made_by).info.run_id}" for made_by in facts.builds_on]
+        do_step(step, compose_config([*chosen, *inputs]))
     assert newest("evaluate").data.metrics["onnx.task.agreement"] == 1

@@ -10,9 +10,8 @@ from mlflow.entities import Run
 
 from steps.checkpoint.manifest import FILES, MANIFEST, Manifest
 from steps.config.command_line import compose_config
-from steps.fetch_model import main
 from steps.records.errors import StepError
-from tests.conftest import run
+from tests.conftest import do_step, run
 from tests.hub_server import Hub, Repository, environment, serving_hub, sha256
 
 NAME = "someone/small-model"
@@ -83,7 +82,7 @@ def test_a_local_checkpoint_is_logged_whole_when_it_is_small(store: str, tmp_pat
     checkpoint.mkdir()
     for path, content in FILES_OF_THE_HUB.items():
         (checkpoint / path).write_bytes(content)
-    main(compose_config(["model=local", f"model.path={checkpoint}"]), [])
+    do_step("fetch_model", compose_config(["model=local", f"model.path={checkpoint}"]))
     logged = Path(newest_run().info.artifact_uri) / FILES
     assert {path.name: path.read_bytes() for path in logged.iterdir()} == FILES_OF_THE_HUB
 
@@ -103,7 +102,7 @@ def test_an_architecture_that_the_builder_lacks_is_named_before_the_weights_are_
     assert not hub.asked("/cdn/")
 
     # With ONNX from elsewhere the builder does not matter.
-    main(compose_config(["onnx=prebuilt", *command[3:]]), [])
+    do_step("fetch_model", compose_config(["onnx=prebuilt", *command[3:]]))
     assert newest_run().info.status == "FINISHED"
 
 
@@ -111,4 +110,4 @@ def test_an_architecture_that_the_builder_lacks_is_named_before_the_weights_are_
 def test_a_checkpoint_that_names_no_architecture_is_refused(store: str, tmp_path: Path, config: bytes) -> None:
     (tmp_path / "config.json").write_bytes(config)
     with pytest.raises(StepError, match=r"config\.json names no architecture"):
-        main(compose_config(["model=local", f"model.path={tmp_path}"]), [])
+        do_step("fetch_model", compose_config(["model=local", f"model.path={tmp_path}"]))

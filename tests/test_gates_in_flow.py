@@ -14,19 +14,17 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from onnx import numpy_helper
 
-from steps.build_onnx_wrapper import build_onnx, log_wrapper
+from steps.build_onnx_wrapper import log_wrapper
+from steps.checkpoint.onnx_export import build_onnx
 from steps.config.command_line import compose_config
-from steps.config.validation import configured_gates
-from steps.evaluate import read_examples
-from steps.evaluation.gates import Verdict, judge
+from steps.evaluation.gates import Verdict, judge, read_gates
 from steps.evaluation.metrics import measure
 from steps.evaluation.predictions import score
-from steps.flow.runs import set_output
 from steps.logged_models.logged_model import logged_folder, record_model
 from steps.logged_models.process import Candidate, candidate
 from steps.measurement.measure import measure_candidates
-from steps.records.tags import outputs
-from tests.conftest import ROOT, run
+from steps.records.tags import DIGEST, OUTPUT, outputs
+from tests.conftest import ROOT, examples_of, run
 
 pytestmark = pytest.mark.slow
 
@@ -115,8 +113,8 @@ def logged(built: Built, onnx_folder: Path) -> Run:
     with mlflow.start_run(tags={"step": "build_onnx_wrapper", "fetch_run_id": fetched}) as active:
         uri = log_wrapper(onnx_folder, "tiny_phi3", config.question, config.build_onnx_wrapper)
         with logged_folder(uri) as folder:
-            record_model(uri, folder)
-        set_output("model_uri", uri)
+            digest = record_model(uri, folder)
+        mlflow.set_tags({f"{OUTPUT}model_uri": uri, DIGEST: digest})
     return mlflow.get_run(active.info.run_id)
 
 
@@ -133,11 +131,11 @@ def reference(built: Built) -> Iterator[Candidate]:
 def verdicts_on(reference: Candidate, folder: Path, *overrides: str) -> dict[str, Verdict]:
     """Return what each gate says of the logged model in *folder*, measured on few questions, by the gate's name."""
     config = compose_config([*FEW, *overrides])
-    examples = read_examples(config.evaluate)
+    examples = examples_of(config.evaluate)
     with candidate("onnx", folder) as build:
         found = measure_candidates({"pipeline": reference, "onnx": build}, "pipeline", examples, config.evaluate, 0)
     metrics = measure(score(examples, found.answers), "pipeline", 0, also=found.figures)
-    return {verdict.gate: verdict for verdict in judge(metrics, configured_gates(config))}
+    return {verdict.gate: verdict for verdict in judge(metrics, read_gates(config.evaluate.gates))}
 
 
 def failed(verdicts: dict[str, Verdict]) -> set[str]:

@@ -15,9 +15,8 @@ from steps.config.schema import Config
 from steps.flow.reuse import damage_of
 from steps.records.errors import ConfigError, StepError
 from steps.records.tags import GATES_DIGEST
-from steps.register import main
 from steps.registry.aliases import changing, make_champion, number_with
-from tests.conftest import run
+from tests.conftest import do_step, last_run, run
 from tests.registry.models import OTHER_SIGNATURE, artifact, built, evaluated, fetched, registered
 
 REFERENCES = ["yes"] * 60
@@ -38,11 +37,6 @@ def config(evaluate: Run | None, *overrides: str) -> Config:
     return compose_config(["register.name=echo", *runs, *overrides])
 
 
-def last_run(step: str = "register") -> Run:
-    """Return the newest run of *step*."""
-    return MlflowClient().search_runs(["0"], f"tags.step = '{step}'", order_by=["start_time DESC"])[0]
-
-
 def versions() -> list[str]:
     found = MlflowClient().search_model_versions("name='echo'")
     return sorted(str(version.version) for version in found)
@@ -55,7 +49,7 @@ def aliases() -> dict[str, str | None]:
 def test_each_candidate_is_a_version_with_tags_a_card_and_its_run(store: str, pipeline: Run, tmp_path: Path) -> None:
     onnx = built(tmp_path, "yes")
     evaluate = evaluated(tmp_path, pipeline, onnx, REFERENCES)
-    main(config(evaluate), [])
+    do_step("register", config(evaluate))
     client = MlflowClient()
     assert versions() == ["1", "2"]
     version = client.get_model_version("echo", "2")
@@ -75,31 +69,31 @@ def test_each_candidate_is_a_version_with_tags_a_card_and_its_run(store: str, pi
 def test_a_registration_is_not_reused_when_its_version_is_another_model_by_now(
     store: str, pipeline: Run, tmp_path: Path
 ) -> None:
-    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)), [])
+    do_step("register", config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)))
     (first,) = mlflow.search_runs(filter_string="tags.step = 'register'", output_format="list")
     assert damage_of(first) is None
     MlflowClient().delete_registered_model("echo")
     assert damage_of(first) == "models:/echo/1 is no longer registered"
-    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "no"), REFERENCES)), [])
+    do_step("register", config(evaluated(tmp_path, pipeline, built(tmp_path, "no"), REFERENCES)))
     assert damage_of(first) == "models:/echo/2 is another model by now"
 
 
 def test_the_same_content_is_the_same_version_and_new_content_a_challenger(
     store: str, pipeline: Run, tmp_path: Path
 ) -> None:
-    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)), [])
-    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)), [])
+    do_step("register", config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)))
+    do_step("register", config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)))
     assert versions() == ["1", "2"]
-    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "no"), REFERENCES)), [])
+    do_step("register", config(evaluated(tmp_path, pipeline, built(tmp_path, "no"), REFERENCES)))
     assert versions() == ["1", "2", "3"]
     assert aliases() == {"challenger": "3", "champion": "2", "previous": None}
 
 
 def test_a_version_whose_files_are_damaged_is_registered_again(store: str, pipeline: Run, tmp_path: Path) -> None:
     first = built(tmp_path, "yes")
-    main(config(evaluated(tmp_path, pipeline, first, REFERENCES)), [])
+    do_step("register", config(evaluated(tmp_path, pipeline, first, REFERENCES)))
     damage(first)
-    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)), [])
+    do_step("register", config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)))
     assert versions() == ["1", "2", "3"]
 
 
@@ -107,10 +101,10 @@ def test_a_version_that_is_not_ready_is_registered_again_though_its_run_is_the_s
     store: str, pipeline: Run, tmp_path: Path
 ) -> None:
     evaluate = evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)
-    main(config(evaluate), [])
+    do_step("register", config(evaluate))
     with sqlite3.connect(tmp_path / "store.db") as database:
         database.execute("UPDATE model_versions SET status = 'FAILED_REGISTRATION' WHERE version = 2")
-    main(config(evaluate), [])
+    do_step("register", config(evaluate))
     assert versions() == ["1", "2", "3"]
     assert aliases()["challenger"] == "3"
 
@@ -126,13 +120,13 @@ def damage(one: Run) -> None:
 def test_a_promotion_that_was_asked_for_and_failed_is_an_error_and_leaves_a_challenger(
     store: str, pipeline: Run, tmp_path: Path
 ) -> None:
-    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)), [])
+    do_step("register", config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)))
     worse = evaluated(tmp_path, pipeline, built(tmp_path, "no"), REFERENCES)
     kept = "version 2 of echo stays champion, version 3 is challenger"
     with pytest.raises(StepError, match=f"not promoted: right on 0 of 60 examples, .* fewer .*; {kept}"):
-        main(config(worse, "register.promote=true"), [])
+        do_step("register", config(worse, "register.promote=true"))
     assert aliases() == {"challenger": "3", "champion": "2", "previous": None}
-    failed = last_run()
+    failed = last_run("register")
     assert failed.info.status == "FAILED"
     assert failed.data.metrics["promotion.difference"] == -1
     assert registered(failed.info.run_id)["promotion"]["promoted"] is False
@@ -143,8 +137,8 @@ def test_a_promotion_that_was_asked_for_and_failed_is_an_error_and_leaves_a_chal
 def test_a_promotion_can_be_rolled_back_from_the_command_line_and_says_who_when_and_why(
     store: str, pipeline: Run, tmp_path: Path
 ) -> None:
-    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)), [])
-    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes."), REFERENCES)), [])
+    do_step("register", config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)))
+    do_step("register", config(evaluated(tmp_path, pipeline, built(tmp_path, "yes."), REFERENCES)))
     with changing("echo"):
         make_champion("echo", "3", "it was promoted")
     assert aliases() == {"challenger": "3", "champion": "3", "previous": "2"}
@@ -172,13 +166,13 @@ def test_a_promotion_can_be_rolled_back_from_the_command_line_and_says_who_when_
 
 def test_a_champion_whose_files_are_damaged_does_not_come_back(store: str, pipeline: Run, tmp_path: Path) -> None:
     first = built(tmp_path, "yes")
-    main(config(evaluated(tmp_path, pipeline, first, REFERENCES)), [])
-    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes."), REFERENCES)), [])
+    do_step("register", config(evaluated(tmp_path, pipeline, first, REFERENCES)))
+    do_step("register", config(evaluated(tmp_path, pipeline, built(tmp_path, "yes."), REFERENCES)))
     with changing("echo"):
         make_champion("echo", "3", "it was promoted")
     damage(first)
     with pytest.raises(StepError, match=r"version 2 of echo cannot be champion again: .*echo\.py of models:/m-"):
-        main(config(None, "register.rollback=true"), [])
+        do_step("register", config(None, "register.rollback=true"))
     assert aliases()["champion"] == "3"
 
 
@@ -193,7 +187,7 @@ def test_a_rollback_goes_with_nothing_that_registers(store: str) -> None:
 
 def test_without_an_evaluation_it_asks_for_one(store: str) -> None:
     with pytest.raises(StepError, match="no evaluate_run_id: name a finished run of evaluate"):
-        main(config(None), [])
+        do_step("register", config(None))
 
 
 @pytest.mark.parametrize(
@@ -207,9 +201,9 @@ def test_a_name_that_would_be_taken_for_something_else_is_refused(name: str) -> 
 def refused(evaluate: Run, match: str) -> None:
     """Registering what *evaluate* judged raises StepError with *match*, and registers nothing."""
     with pytest.raises(StepError, match=match):
-        main(config(evaluate), [])
+        do_step("register", config(evaluate))
     assert versions() == []
-    assert last_run().info.status == "FAILED"
+    assert last_run("register").info.status == "FAILED"
 
 
 @pytest.mark.parametrize("verdict", ["failed", "inconclusive"])
@@ -253,13 +247,13 @@ def test_a_model_that_is_not_ready_is_refused(store: str, pipeline: Run, tmp_pat
 
 
 def test_a_model_with_another_signature_than_the_champion_is_refused(store: str, pipeline: Run, tmp_path: Path) -> None:
-    main(config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)), [])
+    do_step("register", config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)))
     other = evaluated(tmp_path, pipeline, built(tmp_path, "yes", signature=OTHER_SIGNATURE), REFERENCES)
     fact = "the signature is not that of the champion, echo version 2: register it under another name"
     with pytest.raises(StepError, match=fact):
-        main(config(other), [])
+        do_step("register", config(other))
     assert versions() == ["1", "2"]
-    main(config(other, "register.name=another"), [])
+    do_step("register", config(other, "register.name=another"))
     assert number_with("another", "champion") == "2"
 
 
@@ -267,7 +261,7 @@ KILLED = """
 import os, pkgutil, signal, sys
 from unittest.mock import patch
 from steps.config.command_line import compose_config
-from steps.register import main
+from tests.conftest import do_step
 done, function = [], pkgutil.resolve_name(sys.argv[1])
 def dying(*args, **kwargs):
     if done:
@@ -275,7 +269,7 @@ def dying(*args, **kwargs):
     done.append(function(*args, **kwargs))
     return done[0]
 with patch(sys.argv[1], dying):
-    main(compose_config(sys.argv[2:]), [])
+    do_step("register", compose_config(sys.argv[2:]))
 """
 
 
@@ -293,6 +287,6 @@ def test_what_a_kill_between_the_two_candidates_left_no_alias_names_and_the_same
     assert run("python", "-c", KILLED, second_call, *overrides).returncode == -9
     assert versions() == left
     assert set(aliases().values()) == {None}
-    main(config(evaluate), [])
+    do_step("register", config(evaluate))
     assert versions() == ["1", "2"]
     assert aliases() == {"challenger": "2", "champion": "2", "previous": None}

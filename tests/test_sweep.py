@@ -18,8 +18,10 @@ from mlflow.entities import Run
 from steps.config.command_line import translate
 from steps.config.schema import STEPS
 from steps.config.schema import Sweep as Options
-from steps.sweep import best_of, no_best, trials_of, varied, write_results
+from steps.sweep import write_results
+from steps.sweeps.plan import trials_of, varied
 from steps.sweeps.rerun import split_options
+from steps.sweeps.table import best_of, no_best
 from tests.conftest import QUICK, ROOT, run
 from tests.marked_processes import Started
 

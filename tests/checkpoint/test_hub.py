@@ -503,11 +503,11 @@ def test_restoring_asks_the_hub_for_nothing_while_the_cache_is_right(hub: Hub, r
 
 # Processes
 
-FETCH = '''
+FETCH = """
 import sys
 from steps.checkpoint.hub import fetch_checkpoint
 fetch_checkpoint(sys.argv[1], "main", offline=False)
-'''
+"""
 FOUR = f"""
 import os, sys
 from steps.checkpoint.hub import fetch_checkpoint

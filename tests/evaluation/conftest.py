@@ -5,7 +5,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from steps.build_onnx_wrapper import build_onnx, log_wrapper
+from steps.build_onnx_wrapper import log_wrapper
+from steps.checkpoint.onnx_export import build_onnx
 from steps.build_pipeline_wrapper import log_pipeline
 from steps.config.command_line import compose_config
 from steps.evaluation.asking import Answer

@@ -8,7 +8,6 @@ from transformers import AutoModelForCausalLM
 
 from models.tiny_phi3.choices import write_choices
 from steps.config.command_line import compose_config
-from steps.config.validation import read_examples
 from steps.evaluation.asking import Asked
 from steps.evaluation.choices import likeliest, log_likelihoods
 from steps.evaluation.predictions import score
@@ -17,14 +16,14 @@ from steps.logged_models.language_model import TorchModel
 from steps.logged_models.process import candidate
 from steps.measurement.measure import measure_candidates
 from steps.measurement.worker import ask_some, peak_memory
-from tests.conftest import ROOT
+from tests.conftest import ROOT, examples_of
 
 TINY = ROOT / "models" / "tiny_phi3"
 
 
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
-    return read_examples(compose_config(["evaluate=capitals_choice", "evaluate.limit=30"]).evaluate)
+    return examples_of(compose_config(["evaluate=capitals_choice", "evaluate.limit=30"]).evaluate)
 
 
 def test_the_task_is_what_its_script_writes(tmp_path: Path) -> None:
@@ -54,7 +53,7 @@ def test_memory_is_that_of_the_wrapper_without_the_copy_that_shows_likelihoods(l
     options = compose_config(["evaluate=capitals_choice", *few]).evaluate
     with ExitStack() as stack:
         loading = {name: stack.enter_context(candidate(name, folder)) for name, folder in logged_models.items()}
-        found = measure_candidates(loading, "pipeline", read_examples(options), options, seed=0)
+        found = measure_candidates(loading, "pipeline", examples_of(options), options, seed=0)
         afterwards = loading["onnx"].run(peak_memory)
     assert all(answer.likelihoods for answer in found.answers["onnx"])
     assert found.figures["onnx.cost.peak_memory_bytes"] < afterwards - 20e6  # onnxruntime-genai's code alone is larger

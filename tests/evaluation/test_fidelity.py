@@ -7,7 +7,6 @@ import numpy.typing as npt
 import pytest
 
 from steps.config.command_line import compose_config
-from steps.config.validation import configured_gates
 from steps.evaluation.fidelity import (
     Text,
     TokenFidelity,
@@ -18,7 +17,7 @@ from steps.evaluation.fidelity import (
     measured_rows,
     shortened,
 )
-from steps.evaluation.gates import judge
+from steps.evaluation.gates import judge, read_gates
 
 Array = npt.NDArray[np.float32]
 
@@ -152,7 +151,7 @@ def halves(texts: int) -> TokenFidelity:
 def test_few_texts_have_no_interval_and_gates_that_ask_for_one_cannot_tell(texts: int) -> None:
     metrics = {f"onnx.{name}": value for name, value in fidelity_metrics(halves(texts), 0).items()}
     assert not [name for name in metrics if name.endswith(("_low", "_high"))]
-    gates = configured_gates(compose_config([]))
+    gates = read_gates(compose_config([]).evaluate.gates)
     verdicts = judge(metrics, {name: gate for name, gate in gates.items() if ".fidelity." in gate.metric})
     assert [verdict.verdict for verdict in verdicts] == ["inconclusive"] * 3
     assert all("the examples are too few" in verdict.reason for verdict in verdicts)

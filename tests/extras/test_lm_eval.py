@@ -13,12 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steps.config.command_line import compose_config
 from steps.config.schema import Harness
-from steps.config.validation import read_examples
 from steps.flow.fingerprint import differences, fingerprint
 from steps.logged_models.language_model import TorchModel
 from steps.logged_models.process import candidate
 from steps.records.errors import StepError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, examples_of
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -r requirements-lm-eval.txt")
 
@@ -44,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "right": each.choices.index(each.reference),
             "sentence": each.reference,
         }
-        for each in read_examples(compose_config(["evaluate=capitals_choice"]).evaluate)
+        for each in examples_of(compose_config(["evaluate=capitals_choice"]).evaluate)
         if len(each.messages) == 1
     ]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:8]))

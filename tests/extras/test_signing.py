@@ -11,8 +11,7 @@ from mlflow import MlflowClient
 from steps.config.command_line import compose_config
 from steps.records.errors import ConfigError, StepError
 from steps.records.files import files_below
-from steps.register import main
-from tests.conftest import run
+from tests.conftest import do_step, run
 from tests.registry.models import built, evaluated
 
 
@@ -36,13 +35,13 @@ def signed(store: str, tmp_path: Path) -> tuple[Path, Path]:
     onnx = built(tmp_path, "yes")
     evaluate = evaluated(tmp_path, built(tmp_path, "Yes!"), onnx, ["yes"] * 60)
     overrides = [f"evaluate_run_id={evaluate.info.run_id}", f"register.sign_key={private}"]
-    main(compose_config(["register.name=echo", *overrides]), [])
+    do_step("register", compose_config(["register.name=echo", *overrides]))
     model = MlflowClient().get_logged_model(onnx.data.tags["output.model_uri"].removeprefix("models:/"))
     return public, Path(model.artifact_location.removeprefix("file://"))
 
 
 def verify(public: Path, *overrides: str) -> None:
-    main(compose_config(["register.name=echo", f"register.verify_key={public}", *overrides]), [])
+    do_step("register", compose_config(["register.name=echo", f"register.verify_key={public}", *overrides]))
 
 
 def test_what_was_signed_is_verified_and_says_how_many_files(
@@ -102,10 +101,10 @@ def test_a_key_that_cannot_sign_is_refused_without_a_word_of_what_it_holds(
     overrides = ["register.name=echo", f"evaluate_run_id={evaluate}"]
     locked, _ = keys(tmp_path / "locked", password="open sesame")
     with pytest.raises(StepError, match=r"locked/private\.pem cannot sign \(\w+\): give an elliptic-curve key"):
-        main(compose_config([*overrides, f"register.sign_key={locked}"]), [])
+        do_step("register", compose_config([*overrides, f"register.sign_key={locked}"]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIGN_KEY_PASSWORD", "open sesame")
-        main(compose_config([*overrides, f"register.sign_key={locked}"]), [])
+        do_step("register", compose_config([*overrides, f"register.sign_key={locked}"]))
     with pytest.raises(ConfigError, match=r"register\.sign_key=/nowhere cannot be used: expected the file of a key"):
         compose_config(["register.sign_key=/nowhere"])
 
@@ -120,7 +119,7 @@ def test_with_a_key_that_cannot_sign_a_first_registration_changes_nothing(
     evaluate = evaluated(tmp_path, built(tmp_path, "Yes!"), built(tmp_path, "yes"), ["yes"] * 60)
     overrides = [f"evaluate_run_id={evaluate.info.run_id}", f"register.sign_key={locked}"]
     with pytest.raises(StepError, match="cannot sign"):
-        main(compose_config(["register.name=echo", *overrides]), [])
+        do_step("register", compose_config(["register.name=echo", *overrides]))
     assert not MlflowClient().search_registered_models()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from steps.config.command_line import compose_config
-from steps.config.schema import READS, ROOT, STEPS, Config
+from steps.config.schema import ROOT, STEPS, Config
 from steps.flow.fingerprint import Fingerprint, differences, fingerprint, movable, sources_of
 
 
@@ -15,12 +15,12 @@ def names(step: str) -> set[str]:
 
 
 def test_the_source_of_a_step_is_its_module_and_every_module_of_ours_that_it_imports() -> None:
-    assert {"steps/evaluate.py", "steps/evaluation/gates.py", "steps/config/schema.py"} <= names("evaluate")
+    assert {"steps/evaluate.py", "steps/evaluation/gates.py", "steps/records/files.py"} <= names("evaluate")
     assert "steps/evaluation/statistics.py" in names("evaluate"), "imported by a module that evaluate imports"
 
 
 def test_a_template_beside_an_imported_module_belongs_to_the_source() -> None:
-    assert "steps/evaluation/report.html.jinja" in names("evaluate")
+    assert "steps/report/report.html.jinja" in names("evaluate")
 
 
 def test_the_wrapper_that_travels_belongs_to_the_step_that_logs_it() -> None:
@@ -47,7 +47,8 @@ def test_a_step_reads_no_part_of_the_configuration_that_its_fingerprint_leaves_o
         if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("config.")
     }
     assert all(
-        any(f"{key}.".startswith(f"{part}.") or part.startswith(f"{key}.") for part in READS[step]) for key in read
+        any(f"{key}.".startswith(f"{part}.") or part.startswith(f"{key}.") for part in STEPS[step].reads)
+        for key in read
     )
 
 

@@ -9,21 +9,29 @@ import pytest
 from mlflow.entities import Run
 
 from steps.config.command_line import compose_config
+from steps.config.schema import Config
 from steps.flow.fingerprint import fingerprint, sources
 from steps.flow.reuse import Decision, decide
-from steps.flow.runs import step_run
+from steps.flow.runs import run_step
 from steps.logged_models.logged_model import checked_model, model_damage
 from steps.records.artifacts import missing_artifact
 from steps.records.errors import StepError
+from steps.records.step import Inputs, Outputs
 from steps.records.tags import FINGERPRINT
+from tests.conftest import last_run
 from tests.registry.models import built
 
 
-def make(*overrides: str) -> Run:
-    """Return a finished run of fetch_model with one artifact."""
-    with step_run("fetch_model", compose_config(list(overrides))) as step:
+def make(*overrides: str, body: Callable[[], None] = lambda: None) -> Run:
+    """Return a finished run of fetch_model with one artifact; *body* runs in it."""
+
+    def fetch(_config: Config, _inputs: Inputs) -> Outputs:
         mlflow.log_text("what it made", "made/thing.txt")
-    return mlflow.get_run(step.run.info.run_id)
+        body()
+        return Outputs({"snapshot": "runs:/x/snapshot"})
+
+    run_step("fetch_model", fetch, compose_config(list(overrides)))
+    return last_run("fetch_model")
 
 
 def decision(*overrides: str) -> Decision:
@@ -84,9 +92,8 @@ def test_what_may_have_moved_is_made_again_and_found_by_a_later_step(store: str)
 def test_a_step_whose_source_was_saved_while_it_ran_is_not_reused(
     store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with step_run("fetch_model", compose_config([])):
-        saved = {path: "another" for path in sources("fetch_model") if path.endswith("fetch_model.py")}
-        monkeypatch.setattr("steps.flow.runs.sources", lambda _step: saved)
+    saved = {path: "another" for path in sources("fetch_model") if path.endswith("fetch_model.py")}
+    make(body=lambda: monkeypatch.setattr("steps.flow.runs.sources", lambda _step: saved))
     assert "fetch_model will not be reused: steps/fetch_model.py changed while it ran" in capsys.readouterr().out
     assert decision().reused is None
 
@@ -99,8 +106,11 @@ def test_a_run_that_did_not_finish_is_not_reused(store: str, status: str) -> Non
 
 
 def test_a_run_that_failed_halfway_is_not_reused(store: str) -> None:
-    with pytest.raises(ValueError, match="half"), step_run("fetch_model", compose_config([])):
+    def fail() -> None:
         raise ValueError("half")
+
+    with pytest.raises(ValueError, match="half"):
+        make(body=fail)
     assert decision().reused is None
 
 

@@ -9,7 +9,7 @@ import pytest
 from mlflow.pyfunc import PyFuncModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from steps.build_onnx_wrapper import build_onnx
+from steps.checkpoint.onnx_export import build_onnx
 from steps.config.command_line import compose_config
 from steps.logged_models.language_model import LanguageModel, OnnxModel, TorchModel, language_model
 from steps.records.errors import StepError

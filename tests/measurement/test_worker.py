@@ -15,14 +15,13 @@ from mlflow.pyfunc import PyFuncModel
 from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
 from steps.config.command_line import compose_config
-from steps.config.validation import read_examples
 from steps.evaluation.tasks import Example
 from steps.logged_models.language_model import OnnxModel
 from steps.logged_models.process import Candidate, candidate
 from steps.measurement.measure import Measurements, ask_in_turns, measure_fidelity, time_in_turns
 from steps.measurement.worker import peak_memory
 from steps.wrappers.onnx_engine import GRAIN, common_prefix
-from tests.conftest import ROOT
+from tests.conftest import ROOT, examples_of
 
 TINY = ROOT / "models" / "tiny_phi3"
 LENGTHS = (32, 128)
@@ -82,7 +81,7 @@ def loading(tmp_path: Path) -> Iterator[Loading]:
 
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
-    return read_examples(compose_config(["evaluate.limit=40"]).evaluate)
+    return examples_of(compose_config(["evaluate.limit=40"]).evaluate)
 
 
 def own_memory(_model: PyFuncModel) -> int:

@@ -13,11 +13,10 @@ from steps.evaluation.asking import Answer
 from steps.evaluation.gates import Gate, judge, write_gates
 from steps.evaluation.predictions import score, write_predictions
 from steps.evaluation.tasks import Example
-from steps.flow.runs import set_output
 from steps.logged_models.logged_model import logged_folder, record_model
 from steps.records.artifacts import record_artifacts
 from steps.records.files import File, hash_file
-from steps.records.tags import GATES_DIGEST
+from steps.records.tags import DIGEST, GATES_DIGEST, OUTPUT
 from steps.wrappers.onnx_chat import chat_signature
 
 MODEL = """
@@ -57,8 +56,8 @@ def built(folder: Path, answer: str, fetch: Run | None = None, signature: ModelS
             name="onnx", python_model=str(code), signature=signature, pip_requirements=["mlflow==3.17.2", "numpy"]
         )
         with logged_folder(info.model_uri) as logged:
-            record_model(info.model_uri, logged)
-        set_output("model_uri", info.model_uri)
+            digest = record_model(info.model_uri, logged)
+        mlflow.set_tags({f"{OUTPUT}model_uri": info.model_uri, DIGEST: digest})
     return mlflow.get_run(run.info.run_id)
 
 

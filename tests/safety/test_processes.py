@@ -13,9 +13,10 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from steps.config.command_line import compose_config
-from steps.flow import processes, tracking
+from steps.flow import runs
 from steps.flow.launch import launch
 from steps.records.tags import PROCESS
+from steps.safety import processes
 from steps.safety.processes import close_abandoned_runs, process_tag
 from tests.conftest import ROOT
 from tests.marked_processes import PROMISED_SECONDS
@@ -101,8 +102,8 @@ def test_a_step_says_whose_it_is_before_anything_can_go_wrong(store: str, monkey
         seen.extend(run.data.tags for run in mlflow.MlflowClient().search_runs(["0"]))
         return {}
 
-    monkeypatch.setattr(tracking, "provenance_tags", look)
-    with tracking.step_run("fetch_model", compose_config([])):
+    monkeypatch.setattr(runs, "provenance_tags", look)
+    with runs.open_run("fetch_model", compose_config([])):
         pass
     (tags,) = seen
     assert (tags[PROCESS], tags["step"], tags["mlflow.runName"]) == (process_tag(), "fetch_model", "fetch_model")
@@ -207,12 +208,12 @@ import sys
 from steps.config.command_line import compose_config
 from steps.flow.launch import launch, start_here
 from steps.safety.processes import end_on_signals, watch_launcher
-from steps.flow.runs import step_run
+from steps.flow.runs import open_run
 end_on_signals()
 watch_launcher()
 STEP = 'trap : TERM; echo started; while true; do sleep 0.1; done'
-with step_run('main', compose_config([])) as chain:
-    launch('fetch_model', {}, chain.run, lambda _command, variables: start_here(STEP, variables))
+with open_run('main', compose_config([])) as chain:
+    launch('fetch_model', {}, chain, lambda _command, variables: start_here(STEP, variables))
 """
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from steps.build_onnx_wrapper import build_onnx
+from steps.checkpoint.onnx_export import build_onnx
 from steps.config.command_line import compose_config
 from steps.wrappers import onnx_engine
 from steps.wrappers.onnx_engine import GRAIN, Model, Row, Scheduler
