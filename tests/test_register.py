@@ -276,7 +276,7 @@ with patch(sys.argv[1], dying):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("second_call", "left"),
-    [("mlflow.MlflowClient.create_model_version", ["1"]), ("steps.register.ml_bom", ["1", "2"])],
+    [("mlflow.MlflowClient.create_model_version", ["1"]), ("steps.register.complete_version", ["1", "2"])],
     ids=["versions", "bills_of_materials"],
 )
 def test_what_a_kill_between_the_two_candidates_left_no_alias_names_and_the_same_command_completes(

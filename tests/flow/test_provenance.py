@@ -33,10 +33,10 @@ def test_a_clean_tree_has_nothing_to_show(project: Path) -> None:
 
 
 def test_a_change_that_is_not_committed_is_shown_as_a_patch(project: Path) -> None:
-    (project / "steps" / "flow" / "gates.py").write_text("changed = 1\n")
+    (project / "steps" / "flow" / "launch.py").write_text("changed = 1\n")
     lines = said(project).splitlines()
     assert lines[0] == "true"
-    assert "+++ b/steps/flow/gates.py" in lines
+    assert "+++ b/steps/flow/launch.py" in lines
     assert "+changed = 1" in lines
 
 
@@ -46,7 +46,7 @@ def test_a_file_that_git_does_not_know_is_named(project: Path) -> None:
 
 
 def test_a_change_in_another_encoding_is_shown_with_what_can_be_read(project: Path) -> None:
-    (project / "steps" / "flow" / "gates.py").write_bytes("# Grüße\nchanged = 1\n".encode("latin-1"))
+    (project / "steps" / "flow" / "launch.py").write_bytes("# Grüße\nchanged = 1\n".encode("latin-1"))
     assert "+changed = 1" in said(project).splitlines()
 
 
