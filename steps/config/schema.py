@@ -223,6 +223,13 @@ class Register:
 
 
 @dataclass
+class Flow:
+    """`jobs`: how many steps may run at a time; null: as cores and memory allow."""
+
+    jobs: int | None
+
+
+@dataclass
 class Sweep:
     """`objective`: the metric that makes a trial the best; `direction`: `maximize` or `minimize`.
 
@@ -248,6 +255,7 @@ class Config:
     build_onnx_wrapper: BuildOnnxWrapper
     evaluate: Evaluate
     register: Register
+    flow: Flow
     sweep: Sweep
     question: str
     seed: int

@@ -62,6 +62,7 @@ def check(config: Config) -> None:
     _check_gates_and_task(config.evaluate)
     _check_name(config.register.name)
     _check_register(config.register, config.evaluate_run_id)
+    _at_least(1, "flow.jobs", config.flow.jobs)
     _at_least(1, "sweep.jobs", config.sweep.jobs)
     _check_extras(flat_dict(config))
     direction = config.sweep.direction
