@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from steps.flow.errors import StepError
+from steps.records.errors import StepError
 
 MODEL = "model.onnx"
 ROWS = 4096

@@ -10,7 +10,7 @@ import pytest
 
 from steps.checkpoint.onnx_recipes import Recipe, builder_arguments
 from steps.checkpoint.shared_embedding import share_embedding
-from steps.flow.errors import StepError
+from steps.records.errors import StepError
 from tests.families import FAMILIES, logits_of, save_checkpoint
 
 TOKENS = list(range(3, 300, 7))
