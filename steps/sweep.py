@@ -3,7 +3,7 @@
     mlflow run . -e sweep -P build_onnx_wrapper.block_size=16,32,64 -P onnx=int4_cpu,int8_cpu
 
 One parent run; under it a chain run for each trial, with its own steps. Writes `sweep.csv` and `sweep.html`, and tags
-the best trial by `sweep.objective`. A trial that fails is reported and does not stop the others. See docs/sweeps.md.
+the best trial by `sweep.objective`. A trial that fails is reported and does not stop the others. See docs/guides/sweeps.md.
 """
 
 import re

@@ -117,7 +117,7 @@ def _connected(address: str) -> Any:  # noqa: ANN401  an optional package has no
         _require_answer(address)
         ray.init(address=address, logging_level="WARNING")
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        msg = f"sweep.ray={address} cannot be joined ({one_line(error)}): see docs/sweeps.md"
+        msg = f"sweep.ray={address} cannot be joined ({one_line(error)}): see docs/guides/sweeps.md"
         raise ConfigError(msg) from error
     end_on_signals()  # Ray has put its own handler in their place
     return ray
