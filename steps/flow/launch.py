@@ -1,4 +1,4 @@
-"""Starts a step as the MLproject entry point that it is: a process of its own, a run of its own under the chain's."""
+"""Starts a step as its MLproject entry point: in a process of its own, with a run nested in the chain's."""
 
 import os
 import subprocess
@@ -18,12 +18,12 @@ from steps.records.tags import PROCESS, STEP, outputs
 from steps.safety.processes import closing, end, process_tag
 
 Start = Callable[[str, dict[str, str]], int]
-"""Runs a shell command, with variables added to its environment, and returns its exit code, negative after a signal."""
+"""Runs a shell command with additional environment variables; returns its exit code, negative after a signal."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """How a step went: `status` of its run, exit `code` of its process, wall `seconds`, and what it handed over."""
+    """How a step went: `status` of its run, exit `code` of its process, wall `seconds`, and its outputs."""
 
     run_id: str
     status: str
@@ -33,8 +33,8 @@ class StepResult:
 
 
 def start_here(command: str, variables: dict[str, str]) -> int:
-    """Run *command* on this machine, in a process group of its own that ends with this call; the `Start` of a step."""
-    # The entry point says `python`: the one that runs the chain, whatever PATH says.
+    """Run *command* on this machine, in a process group that ends with this call; the default `Start`."""
+    # MLproject says `python`; put the interpreter that runs the chain first on PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = os.environ | variables | {"PATH": path}
     process = subprocess.Popen(["bash", "-c", command], cwd=ROOT, env=environment, start_new_session=True)
