@@ -1,7 +1,7 @@
 """main: the chain. Starts each step as its MLproject entry point, in a nested run, or reuses a finished run.
 
-Writes `config.yaml`, the resolved configuration, and `flow.json`, how each step went. It knows steps by name only, so it
-never loads torch or transformers, and a step's memory is freed when the step ends.
+Writes `config.yaml`, the resolved configuration, and `flow.json`, how each step went. It knows steps by name only, so
+it never loads torch or transformers, and a step's memory is freed when the step ends.
 """
 
 import json
@@ -174,7 +174,7 @@ def main(config: Config, overrides: list[str]) -> None:
     for step, facts in STEPS.items():
         key = facts.run_key
         if key is not None and getattr(config, key) and step in config.steps:
-            msg = f"{key}={getattr(config, key)} names a run of {step}, which steps includes too: leave one of the two out"
+            msg = f"{key}={getattr(config, key)} names a run of {step}, which steps includes too: leave one out"
             raise ConfigError(msg)
     with open_run("main", config):
         mlflow.log_text(to_yaml(config), "config.yaml")

@@ -3,7 +3,9 @@
     mlflow run . -e sweep -P build_onnx_wrapper.block_size=16,32,64 -P onnx=int4_cpu,int8_cpu
 
 One parent run, in it a run of the chain for each trial, with its own steps. Writes `sweep.csv` and `sweep.html`, and
-tags the best trial by `sweep.objective`. A trial that fails is reported and does not stop the others. See docs/guides/sweeps.md.
+tags the best trial by `sweep.objective`. A trial that fails is reported and does not stop the others.
+
+docs/guides/sweeps.md is the guide.
 """
 
 import re
@@ -57,7 +59,7 @@ def write_results(trials: list[Trial], table: pd.DataFrame, best: int | None, op
 
 
 def run_sweep(plan: Plan, parent: Run, place: Place) -> None:
-    """Run the trials of *plan* under *parent* at *place*, log and print the comparison, register the best if asked to."""
+    """Run the trials of *plan* under *parent* at *place*, log and print the comparison, register the best if asked."""
     trials, options = plan.trials, plan.options
     run_as = [unregistered(trial, config) for trial, config in zip(trials, plan.configs, strict=True)]
     results = run_trials(run_as, parent, options.jobs, place)

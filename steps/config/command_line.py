@@ -33,8 +33,8 @@ HYDRA_OPTIONS = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
 def translate(arguments: list[str], *, sweep: bool = False) -> tuple[list[str], list[str]]:
     """Return (overrides for Hydra, flags of Hydra's own) for a command line.
 
-    MLflow turns `-P key=value` into `--key value`. `--overrides "a=1 b='x y'"` holds several keys, quoted as in a shell,
-    but no shell ever sees them. With *sweep*, commas separate values to try. Raises ConfigError for anything else.
+    MLflow turns `-P key=value` into `--key value`. `--overrides "a=1 b='x y'"` holds several keys, quoted as in a
+    shell, but no shell ever sees them. With *sweep*, commas separate values to try. Raises ConfigError for others.
     """
     refuse_tokens(arguments)  # first, because the errors below repeat the argument
     overrides: list[str] = []
@@ -60,9 +60,9 @@ def translate(arguments: list[str], *, sweep: bool = False) -> tuple[list[str], 
 def as_override(key: str, value: str, *, sweep: bool = False) -> str:
     """Return Hydra's override that sets *key* to *value*, exactly as given.
 
-    A value that Hydra's grammar accepts stays unquoted: numbers, lists, null, quoted text, `${seed}`. Any other value is
-    quoted as text: `a, b`, `$(x)`, `it's`. If the key holds text, `[a,b]` and `1_000` are quoted too. Commas separate
-    values to try with *sweep* only.
+    A value that Hydra's grammar accepts stays unquoted: numbers, lists, null, quoted text, `${seed}`. Any other value
+    is quoted as text: `a, b`, `$(x)`, `it's`. If the key holds text, `[a,b]` and `1_000` are quoted too. Commas
+    separate values to try with *sweep* only.
     """
     plain = f"{key}={value}"
     try:

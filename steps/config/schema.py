@@ -210,9 +210,9 @@ class Register:
     """`name`: of the registered model. `promote`: make the build champion if it is at least as good as the champion.
 
     `promote_margin`: how much lower its share of right answers may be, with 95 % confidence. `rollback`: register
-    nothing; make the previous champion champion again, for `reason`. `sign_key`: the file of a private key to sign with.
-    `verify_key`: the file of a public key; register nothing, and verify the signature of `version`, by default of the
-    champion.
+    nothing; make the previous champion champion again, for `reason`. `sign_key`: the file of a private key to sign
+    with. `verify_key`: the file of a public key; register nothing, and verify the signature of `version`, by default
+    of the champion.
     """
 
     name: str
@@ -229,8 +229,8 @@ class Register:
 class Sweep:
     """`objective`: the metric that decides which trial is best; `direction`: `maximize` or `minimize`.
 
-    `jobs`: trials at a time. `ray`: the address of a Ray cluster to run on, `auto` for the one that this machine belongs
-    to, None for this machine. `register`: register the best trial that passed its gates; otherwise register none.
+    `jobs`: trials at a time. `ray`: the address of a Ray cluster to run on, `auto` for this machine's own cluster,
+    None for this machine. `register`: register the best trial that passed its gates; otherwise register none.
     """
 
     objective: str

@@ -16,8 +16,8 @@ Results = Mapping[str, Any]
 def harness_metrics(found: Mapping[str, Results], reference: str, seed: int) -> dict[str, float]:
     """Return the metrics of each candidate's results, compared with the candidate *reference*.
 
-    They are the harness's own metrics with their `_stderr`, and the number of `examples`. If a metric is the mean of a 0
-    or 1 for each example, it also gets an interval and, against the reference, the paired `_difference` with its
+    They are the harness's own metrics with their `_stderr`, and the number of `examples`. If a metric is the mean of
+    a 0 or 1 for each example, it also gets an interval and, against the reference, the paired `_difference` with its
     interval and the numbers of examples `_lost` and `_gained`. Raises ValueError if the candidates were asked different
     examples.
     """
@@ -47,7 +47,7 @@ def harness_metrics(found: Mapping[str, Results], reference: str, seed: int) -> 
 
 
 def write_harness(folder: Path, found: Mapping[str, Results]) -> None:
-    """Write `<candidate>/results.json` and `samples_<task>.jsonl` for each candidate, named as the harness names them."""
+    """Write `<candidate>/results.json` and `samples_<task>.jsonl` for each candidate, as the harness names them."""
     for candidate, results in found.items():
         own = folder / candidate
         own.mkdir(parents=True)

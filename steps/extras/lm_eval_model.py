@@ -58,7 +58,7 @@ class CandidateLM(LM):  # type: ignore[misc]  # lm_eval ships no types
         self._logits = functools.lru_cache(maxsize=1)(model.logits)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:  # noqa: ARG002
-        """Return *chat_history* as JSON; if its last message is the assistant's, that is the beginning of the answer."""
+        """Return *chat_history* as JSON; an assistant's message at its end is the beginning of the answer."""
         return json.dumps(chat_history, ensure_ascii=False)
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:

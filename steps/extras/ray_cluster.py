@@ -1,7 +1,7 @@
 """Trials on a Ray cluster: each is a Ray task that runs the chain of this commit on a node.
 
-This uses Ray Core, because Hydra's Ray launcher cannot join a running cluster. Ray chooses the node. Runs are opened and
-closed here, because a dead node cannot close its own.
+This uses Ray Core, because Hydra's Ray launcher cannot join a running cluster. Ray chooses the node. Runs are opened
+and closed here, because a dead node cannot close its own.
 """
 
 import io

@@ -31,7 +31,7 @@ NOT_RESULTS = ("config", "safety")
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The facts: sha256 of each source by path, configuration by dotted key, digest of each input, sha256 of the lock."""
+    """The facts: sha256 of each source by path, configuration by dotted key, digest of each input, hash of the lock."""
 
     step: str
     sources: dict[str, str]
@@ -94,9 +94,9 @@ def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
 def sources_of(module: str) -> set[Path]:
     """Return the files of *module*, and of every module of ours that it imports, directly or not.
 
-    Files that are not Python, such as a report's template, count if they are in the same folder. The modules are parsed,
-    not imported. Left out are the rooms NOT_RESULTS, modules with nothing but a docstring, and imports of a `__main__`
-    block.
+    Files that are not Python, such as a report's template, count if they are in the same folder. The modules are
+    parsed, not imported. Left out are the rooms NOT_RESULTS, modules with nothing but a docstring, and imports of a
+    `__main__` block.
     """
     found: set[Path] = set()
     seen: set[str] = set()

@@ -32,7 +32,7 @@ def provenance_tags(seed: int) -> dict[str, str]:
 
 
 def uncommitted_changes() -> str:
-    """Return the changes since the commit as a patch, with the names of untracked files first; empty if there are none."""
+    """Return the changes since the commit as a patch, after the names of untracked files; empty if there are none."""
     untracked = _git("ls-files", "--others", "--exclude-standard") or ""
     patch = _git("diff", "--no-ext-diff", "HEAD") or ""
     return "\n".join([*(f"# not tracked: {name}" for name in untracked.splitlines()), *patch.splitlines(), ""]).lstrip(

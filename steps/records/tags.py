@@ -15,7 +15,7 @@ OUTPUT = "output."
 """The prefix of the tags that hold a step's outputs: `output.<name>` holds a URI."""
 
 FINGERPRINT = "step.fingerprint"
-"""The hash of everything that the run's result depends on. A run is found for reuse by it; only complete runs have it."""
+"""The hash of everything that the run's result depends on, by which it is reused. Only complete runs have it."""
 
 DIGEST = "digest"
 """The hash of the run's outputs; it stands for the run in the fingerprints of later steps."""

@@ -119,9 +119,7 @@ def version_of(name: str, built: Run, tags: dict[str, str], card: str) -> ModelV
 def run_of(version: ModelVersion) -> Run:
     """Return the build step's run that logged the model of *version*. Raises StepError if there is none."""
     if not version.run_id:
-        msg = (
-            f"version {version.version} of {version.name} was not registered by this project, so its files cannot be checked"
-        )
+        msg = f"version {version.version} of {version.name} was not registered by this project: it has no list of files"
         raise StepError(msg)
     return MlflowClient().get_run(version.run_id)
 

@@ -18,8 +18,8 @@ from steps.records.errors import StepError
 from steps.safety.processes import closing
 from steps.safety.secrets import without_credentials
 
-# By the message, not the type: libraries in other languages and other processes pass on the message only. SQLite reports
-# "disk I/O error" if a file cannot grow.
+# By the message, not the type: libraries in other languages and other processes pass on the message only. SQLite
+# reports "disk I/O error" if a file cannot grow.
 FULL = re.compile(
     "|".join([*map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)), "disk is full", "disk I/O error"])
 )
@@ -65,7 +65,9 @@ def explanation(error: BaseException) -> str | None:
         closing()
         return f"the tracking server {store} does not answer: start it, and give the same command again"
     if any(_unavailable(cause) for cause in causes):
-        return f"the tracking store {store} cannot be used ({_one_line(error)}): fix that, and give the same command again"
+        return (
+            f"the tracking store {store} cannot be used ({_one_line(error)}): fix that, and give the same command again"
+        )
     return None
 
 

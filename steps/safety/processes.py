@@ -95,7 +95,7 @@ def _machine() -> str:
 
 
 def _identity(process: psutil.Process) -> str:
-    """Return what distinguishes *process* from a later one with the same PID: its start time, independent of the clock."""
+    """Return what distinguishes *process* from a later one with the same PID: its start, independent of the clock."""
     return str(hash(process))
 
 

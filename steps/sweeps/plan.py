@@ -52,7 +52,7 @@ def trials_of(overrides: list[str]) -> list[Trial]:
 
 
 def values_of(override: Override) -> list[str]:
-    """Return the values to try that *override* names. Raises ConfigError if they cannot be listed, as for interval()."""
+    """Return the values to try in *override*. Raises ConfigError if they cannot be listed, as for interval()."""
     try:
         return list(override.sweep_string_iterator())
     except HydraException as error:

@@ -43,7 +43,7 @@ def _typed() -> tuple[str, list[str], Path] | None:
 
 
 def split_options(words: list[str]) -> tuple[str, list[str]]:
-    """Return the project's URI and the options, without those in REPLACED, from the arguments *words* of `mlflow run`."""
+    """Return the project's URI and the options not in REPLACED, from the arguments *words* of `mlflow run`."""
     uri, kept, rest = ".", [], iter(words)
     for word in rest:
         name = word.partition("=")[0] if word.startswith("--") else word[:2]
