@@ -316,5 +316,5 @@ def test_the_chains_own_process_loads_neither_torch_nor_transformers() -> None:
 
 
 def test_a_run_of_a_step_that_is_to_run_as_well_is_refused() -> None:
-    with pytest.raises(ConfigError, match="onnx_run_id=abc names a run of build_onnx_wrapper, which is in steps too"):
+    with pytest.raises(ConfigError, match="onnx_run_id=abc names a run of build_onnx_wrapper, which steps"):
         main(compose_config(["onnx_run_id=abc"]), [])
