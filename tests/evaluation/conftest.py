@@ -6,8 +6,8 @@ import mlflow
 import pytest
 
 from steps.build_onnx_wrapper import log_wrapper
-from steps.checkpoint.onnx_export import build_onnx
 from steps.build_pipeline_wrapper import log_pipeline
+from steps.checkpoint.onnx_export import build_onnx
 from steps.config.command_line import compose_config
 from steps.evaluation.asking import Answer
 from steps.evaluation.predictions import Prediction, score
