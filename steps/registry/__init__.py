@@ -1,1 +1,7 @@
-"""What a registered model is made of: `versions`, the `aliases` that move between them, and who may be champion."""
+"""A registered model: its versions, and which of them is champion.
+
+versions    one version for each content, with tags that say where it comes from
+aliases     champion, previous, challenger, and the history of champions
+promotion   whether a version is at least as good as the champion
+card        the model card of a version
+"""
