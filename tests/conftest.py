@@ -19,9 +19,11 @@ from mlflow.entities import Run
 
 from steps.checkpoint.onnx_export import build_onnx
 from steps.config.command_line import compose_config
-from steps.config.schema import Config, Evaluate, project_path
+from steps.config.schema import CANDIDATES, Config, Evaluate, project_path
 from steps.evaluation.tasks import Example, read_examples
 from steps.flow.runs import run_name, run_step
+from steps.records.tags import outputs
+from tests.shared_flow import COMMAND, Flow
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "models" / "tiny_phi3"
@@ -95,6 +97,41 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
+    """Return the flow that `mlflow run <project>` makes in an empty folder; read only."""
+
+    def make(folder: Path) -> None:
+        (folder / "user").mkdir()
+        done = run(*COMMAND, cwd=folder / "user")
+        assert done.returncode == 0, done.stdout + done.stderr
+        (folder / "output.txt").write_text(done.stdout)
+
+    made = once(tmp_path_factory, "flow", make)
+    return Flow(made / "user", (made / "output.txt").read_text())
+
+
+@pytest.fixture(scope="session")
+def logged_models(flow: Flow, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the folders of the embedded model as the flow logged it, by the name of the candidate."""
+    work, client, folders = tmp_path_factory.mktemp("logged_models"), MlflowClient(flow.store), {}
+    for name, step in CANDIDATES.items():
+        model = client.get_logged_model(outputs(flow.steps[step])["model_uri"].removeprefix("models:/"))
+        folders[name] = Path(shutil.copytree(model.artifact_location.removeprefix("file://"), work / name))
+    return folders
+
+
+@pytest.fixture
+def own(flow: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
+    """Yield a copy of the flow, whose store this process and those it starts use."""
+    copy = flow.copy_to(tmp_path / "user")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", copy.store)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    yield copy
+    while mlflow.active_run():
+        mlflow.end_run()
+
+
+@pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the database of an empty tracking store: making one takes MLflow seconds, copying it none."""
 
@@ -124,6 +161,11 @@ def run(*command: str, cwd: Path = ROOT, **environment: str) -> "subprocess.Comp
     env = os.environ | {"PATH": path, "PYTHONPATH": ""} | environment
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # as on a user's machine
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def program(name: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run the program *name* of tests/programs with *arguments*, as `run` does."""
+    return run(sys.executable, str(PROGRAMS / name), *arguments, **{"PYTHONPATH": str(ROOT)} | environment)
 
 
 def committed(folder: Path) -> Path:

@@ -80,10 +80,10 @@ def send_to(processes: Iterable[psutil.Process], number: int) -> None:
             process.send_signal(number)
 
 
-def process_tag() -> str:
-    """Return what identifies this process among all that ever ran on any machine."""
-    own = psutil.Process()
-    return f"{_machine()} {own.pid} {_identity(own)}"
+def process_tag(process: psutil.Process | None = None) -> str:
+    """Return what identifies *process* of this machine, by default this one, among all that ever ran on any machine."""
+    process = process or psutil.Process()
+    return f"{_machine()} {process.pid} {_identity(process)}"
 
 
 def _machine() -> str:

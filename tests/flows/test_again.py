@@ -14,8 +14,8 @@ from steps.main import main
 from steps.records.errors import ConfigError, StepError
 from steps.records.tags import outputs
 from tests.conftest import FEW_QUESTIONS, do_step, run
-from tests.flows.conftest import COMMAND, Flow, run_chain
 from tests.marked_processes import Started
+from tests.shared_flow import COMMAND, Flow, run_chain
 
 pytestmark = pytest.mark.slow
 

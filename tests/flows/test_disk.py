@@ -5,7 +5,7 @@ from mlflow import MlflowClient
 
 from steps.config.command_line import compose_config
 from tests.conftest import do_step, run
-from tests.flows.conftest import run_chain
+from tests.shared_flow import run_chain
 
 pytestmark = pytest.mark.slow
 

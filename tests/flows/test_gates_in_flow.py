@@ -26,7 +26,7 @@ from steps.measurement.measure import measure_candidates
 from steps.records.errors import StepError
 from steps.records.tags import DIGEST, OUTPUT, outputs
 from tests.conftest import QUICK, do_step, examples_of
-from tests.flows.conftest import Flow, run_chain
+from tests.shared_flow import Flow, run_chain
 
 pytestmark = pytest.mark.slow
 

@@ -20,8 +20,8 @@ from steps.logged_models.logged_model import logged_folder
 from steps.logged_models.requirements import locked
 from steps.records.tags import outputs
 from tests.conftest import run
-from tests.flows.conftest import Flow
 from tests.servers import serving
+from tests.shared_flow import Flow
 
 pytestmark = pytest.mark.slow
 

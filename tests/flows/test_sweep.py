@@ -14,8 +14,8 @@ from mlflow.entities import Run
 
 from steps.config.schema import STEPS
 from tests.conftest import FEW_QUESTIONS, QUICK, ROOT, run
-from tests.flows.conftest import Flow
 from tests.marked_processes import Started
+from tests.shared_flow import Flow
 
 pytestmark = pytest.mark.slow
 

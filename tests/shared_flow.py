@@ -2,18 +2,15 @@
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlflow
-import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from steps.config.command_line import compose_config
+from steps.config.schema import ROOT
 from steps.main import main
-from tests.conftest import ROOT, once, run
 
 COMMAND = ("mlflow", "run", str(ROOT), "--env-manager", "local", "-P", "register.name=capitals")
 
@@ -62,31 +59,6 @@ class Flow:
                 change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
                 database.execute(change, (str(self.folder), str(folder)))
         return Flow(folder, self.output)
-
-
-@pytest.fixture(scope="session")
-def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
-    """Return the flow that `mlflow run <project>` makes in an empty folder; read only."""
-
-    def make(folder: Path) -> None:
-        (folder / "user").mkdir()
-        done = run(*COMMAND, cwd=folder / "user")
-        assert done.returncode == 0, done.stdout + done.stderr
-        (folder / "output.txt").write_text(done.stdout)
-
-    made = once(tmp_path_factory, "flow", make)
-    return Flow(made / "user", (made / "output.txt").read_text())
-
-
-@pytest.fixture
-def own(flow: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
-    """Yield a copy of the flow, whose store this process and those it starts use."""
-    copy = flow.copy_to(tmp_path / "user")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", copy.store)
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    yield copy
-    while mlflow.active_run():
-        mlflow.end_run()
 
 
 def run_chain(*overrides: str) -> None:
