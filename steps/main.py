@@ -8,6 +8,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import mlflow
 from mlflow import MlflowClient
@@ -19,11 +20,12 @@ from steps.flow.fingerprint import fingerprint
 from steps.flow.launch import launch
 from steps.flow.reuse import decide
 from steps.flow.runs import input_run, open_run
+from steps.flow.side_by_side import end_children, jobs_for, side_by_side
 from steps.records.errors import ConfigError, StepError
 from steps.records.files import hash_text
-from steps.records.tags import REUSED_FROM, outputs
+from steps.records.tags import REUSED_FROM, SNAPSHOT_BYTES, outputs
 from steps.safety.lock import one_at_a_time
-from steps.safety.processes import close_abandoned_runs
+from steps.safety.processes import GRACE_SECONDS, close_abandoned_runs
 from steps.safety.secrets import without_credentials
 
 REUSED = "REUSED"
@@ -43,32 +45,48 @@ class Record:
 
 
 def run_chain(config: Config, overrides: list[str]) -> dict[str, Run]:
-    """Run or reuse the configured steps in order, and return the run of each; `flow.json` is up to date after each.
+    """Run or reuse the configured steps, and return the run of each; steps that wait for no other run side by side.
 
-    Raises StepError at the first step that does not finish, or lacks a run to build on.
+    `flow.json` is up to date whenever a step has to wait. Raises StepError for a step that did not finish, or lacks a
+    run to build on.
     """
+    parent = mlflow.active_run()
+    assert parent is not None
     runs: dict[str, Run] = {}
     records: list[Record] = []
-    for step in STEPS:
-        inputs = _inputs(step, runs)
-        if step not in config.steps:
-            runs |= _found(step, config, inputs)
-            continue
-        _require_inputs(step, inputs)
-        record = run_step(step, config, overrides, inputs)
-        records.append(record)
+    waiting = list(STEPS)
+    while waiting:
+        ready = [step for step in waiting if not set(STEPS[step].builds_on) & set(waiting)]
+        waiting = [step for step in waiting if step not in ready]
+        calls = []
+        for step in ready:
+            inputs = _inputs(step, runs)
+            if step in config.steps:
+                _require_inputs(step, inputs)
+                calls.append(partial(run_step, step, config, overrides, inputs, parent))
+            else:
+                runs |= _found(step, config, inputs)
+        records += side_by_side(calls, _jobs(config, runs), partial(end_children, grace=GRACE_SECONDS)) if calls else []
         mlflow.log_dict({"steps": [asdict(each) for each in records]}, "flow.json")
-        if record.status == REUSED:
-            mlflow.set_tag(f"{REUSED_FROM}{step}", record.run_id)
-        elif record.status != "FINISHED":
-            msg = f"{step} ended {record.status} after {record.seconds:.0f} s: mend what it says above, and start again"
-            raise StepError(msg)
-        runs[step] = MlflowClient().get_run(record.run_id)
+        for record in records[len(records) - len(calls) :]:
+            if record.status not in (REUSED, "FINISHED"):
+                how = f"{record.step} ended {record.status} after {record.seconds:.0f} s"
+                msg = f"{how}: mend what it says above, and start again"
+                raise StepError(msg)
+            if record.status == REUSED:
+                mlflow.set_tag(f"{REUSED_FROM}{record.step}", record.run_id)
+            runs[record.step] = MlflowClient().get_run(record.run_id)
     return runs
 
 
-def run_step(step: str, config: Config, overrides: list[str], inputs: Mapping[str, Run]) -> Record:
-    """Run *step* on *inputs*, or reuse a run of it, and say which and why."""
+def _jobs(config: Config, runs: Mapping[str, Run]) -> int:
+    """Return how many steps may run at a time: `flow.jobs`, or what cores and memory allow for this checkpoint."""
+    fetched = runs.get("fetch_model")
+    return config.flow.jobs or jobs_for(fetched.data.metrics.get(SNAPSHOT_BYTES, 0) if fetched else 0)
+
+
+def run_step(step: str, config: Config, overrides: list[str], inputs: Mapping[str, Run], parent: Run) -> Record:
+    """Run *step* on *inputs* in a run under *parent*, or reuse a run of it, and say which and why."""
     facts = fingerprint(step, config, inputs)
     # Of one store: a flow on another one cannot reuse what is made here.
     lock = hash_text(f"{mlflow.get_tracking_uri()} {facts.value}")
@@ -80,8 +98,6 @@ def run_step(step: str, config: Config, overrides: list[str], inputs: Mapping[st
         _say(step, config, "STARTED", decision.reason)
         parameters = {str(STEPS[made_by].run_key): run.info.run_id for made_by, run in inputs.items()}
         parameters["overrides"] = shlex.join(overrides)
-        parent = mlflow.active_run()
-        assert parent is not None
         result = launch(step, parameters, parent)
     _say(step, config, result.status, f"{result.seconds:.1f} s")
     return Record(step, result.status, result.run_id, None, result.seconds, decision.reason, result.outputs)

@@ -2,7 +2,7 @@
 
 A version says in its tags where it comes from and in its description what it is and what it scored. The newest build
 that passed is `challenger`; it is `champion` too when there is none yet, or with `register.promote=true` if it is at
-least as good as the champion. With each version goes a bill of materials, and with `register.sign_key` a signature.
+least as good as the champion. `register.bom` adds a bill of materials to each version, `register.sign_key` a signature.
 
 Two things register nothing: with `register.rollback=true` the champion before takes its place again, and
 `register.verify_key` checks a signature.
@@ -19,7 +19,6 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from steps.config.schema import BUILD, CANDIDATES, STEPS, Config, project_path
-from steps.extras.bom import ml_bom
 from steps.extras.signing import require_key, sign_version, verify_version
 from steps.logged_models.logged_model import checked_model, stated_files
 from steps.records.artifacts import REGISTERED, SCORES
@@ -113,7 +112,17 @@ def register_versions(runs: dict[str, Run], evaluate: Run, config: Config) -> di
 
 
 def complete_version(candidate: str, version: ModelVersion, folder: Path, evaluate: Run, config: Config) -> None:
-    """Log the bill of materials of *version*, whose model lies in *folder*, and its signature if there is a key."""
+    """Log the bill of materials and the signature of *version* that *config* asks for; its model lies in *folder*."""
+    if config.register.bom:
+        log_bom(candidate, version, folder, evaluate)
+    if config.register.sign_key:
+        sign_version(version, project_path(config.register.sign_key), folder)
+
+
+def log_bom(candidate: str, version: ModelVersion, folder: Path, evaluate: Run) -> None:
+    """Log the bill of materials of *version*, whose model lies in *folder*."""
+    from steps.extras.bom import ml_bom  # needs an extra
+
     own = f"{candidate}."
     metrics = {name.removeprefix(own): v for name, v in evaluate.data.metrics.items() if name.startswith(own)}
     requirements = (folder / "requirements.txt").read_text(encoding="utf-8").split()
@@ -121,8 +130,6 @@ def complete_version(candidate: str, version: ModelVersion, folder: Path, evalua
     files = stated_files(run_of(version))
     bom = ml_bom(version.name, str(version.version), version.tags, files, requirements, task, metrics)
     mlflow.log_text(bom, f"bom/{candidate}.cdx.json")
-    if config.register.sign_key:
-        sign_version(version, project_path(config.register.sign_key), folder)
 
 
 def record_promotion(name: str, version: ModelVersion, promotion: Promotion) -> None:

@@ -24,6 +24,7 @@ from steps.evaluation.tasks import Example, read_examples
 from steps.flow.runs import run_name, run_step
 from steps.records.tags import outputs
 from tests.shared_flow import COMMAND, Flow
+from tests.small_evaluation import examples, predictions  # noqa: F401  fixtures
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "models" / "tiny_phi3"
@@ -188,8 +189,9 @@ def do_step(step: str, config: Config) -> Run:
 
 def last_run(step: str) -> Run:
     """Return the newest run of *step*."""
-    (found,) = MlflowClient().search_runs(["0"], f"tags.step = '{step}'", order_by=["start_time DESC"], max_results=1)
-    return found
+    experiments = [each.experiment_id for each in MlflowClient().search_experiments()]
+    newest = ["attributes.start_time DESC"]
+    return MlflowClient().search_runs(experiments, f"tags.step = '{step}'", order_by=newest, max_results=1)[0]
 
 
 def examples_of(evaluate: Evaluate) -> list[Example]:

@@ -260,7 +260,7 @@ def test_a_model_with_another_signature_than_the_champion_is_refused(store: str,
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("second_call", "left"),
-    [("mlflow.MlflowClient.create_model_version", ["1"]), ("steps.register.ml_bom", ["1", "2"])],
+    [("mlflow.MlflowClient.create_model_version", ["1"]), ("steps.register.complete_version", ["1", "2"])],
     ids=["versions", "bills_of_materials"],
 )
 def test_a_kill_between_the_candidates_leaves_no_alias_and_the_same_command_completes(

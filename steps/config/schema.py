@@ -206,8 +206,9 @@ class Register:
     """`name`: of the registered model. `promote`: make the build champion, if it is at least as good as the champion.
 
     `promote_margin`: the share of right answers by which it may at most be worse, with 95 % confidence. `rollback`:
-    only make the previous version champion again; `reason`: why. `sign_key`: the file of a private key to sign with.
-    `verify_key`: the file of a public key; only check the signature of `version`, or else of the champion.
+    only make the previous version champion again; `reason`: why. `bom`: log a bill of materials. `sign_key`: the file
+    of a private key to sign with. `verify_key`: the file of a public key; only check the signature of `version`, or
+    else of the champion.
     """
 
     name: str
@@ -215,9 +216,17 @@ class Register:
     promote_margin: float
     rollback: bool
     reason: str | None
+    bom: bool
     sign_key: str | None
     verify_key: str | None
     version: int | None
+
+
+@dataclass
+class Flow:
+    """`jobs`: how many steps may run at a time; null: as cores and memory allow."""
+
+    jobs: int | None
 
 
 @dataclass
@@ -246,6 +255,7 @@ class Config:
     build_onnx_wrapper: BuildOnnxWrapper
     evaluate: Evaluate
     register: Register
+    flow: Flow
     sweep: Sweep
     question: str
     seed: int

@@ -2,7 +2,7 @@
 
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -18,9 +18,19 @@ from steps.config.schema import (
     Source,
     project_path,
 )
+from steps.config.values import flat_dict
 from steps.evaluation.gates import read_gates
 from steps.evaluation.tasks import read_examples
 from steps.records.errors import ConfigError
+
+EXTRAS = {
+    "evaluate.harness.tasks": ("lm_eval", "requirements-lm-eval.txt"),
+    "register.bom": ("cyclonedx", "requirements-supply-chain.txt"),
+    "register.sign_key": ("model_signing", "requirements-supply-chain.txt"),
+    "register.verify_key": ("model_signing", "requirements-supply-chain.txt"),
+    "sweep.ray": ("ray", "requirements-ray.in"),
+}
+"""Keys that ask for an optional feature, the package that it needs, and the file that installs the package."""
 
 RESERVED_NAMES = r"(?i)champion|challenger|previous|latest|v?\d+|m-[0-9a-f]{32}|\.+"
 """What no registered model may be called: aliases, versions, ids of logged models, folders above."""
@@ -52,7 +62,9 @@ def check(config: Config) -> None:
     _check_gates_and_task(config.evaluate)
     _check_name(config.register.name)
     _check_register(config.register, config.evaluate_run_id)
+    _at_least(1, "flow.jobs", config.flow.jobs)
     _at_least(1, "sweep.jobs", config.sweep.jobs)
+    _check_extras(flat_dict(config))
     direction = config.sweep.direction
     _require(direction in ("maximize", "minimize"), "sweep.direction", direction, "maximize or minimize")
 
@@ -100,10 +112,6 @@ def _check_evaluate(evaluate: Evaluate) -> None:
 
 
 def _check_harness(harness: Harness) -> None:
-    if harness.tasks:
-        installed = importlib.util.find_spec("lm_eval") is not None
-        remedy = "lm_eval in this environment (pip install -r requirements-lm-eval.txt)"
-        _require(installed, "evaluate.harness.tasks", harness.tasks, remedy)
     path = harness.include_path
     folder = project_path(path) if path is not None else None
     expected = f"a folder of YAML files ({folder})"
@@ -117,6 +125,12 @@ def _check_gates_and_task(evaluate: Evaluate) -> None:
         read_examples(project_path(evaluate.task), evaluate.limit, evaluate.scorer)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_extras(values: Mapping[str, object]) -> None:
+    for key, (package, file) in EXTRAS.items():
+        installed = not values[key] or importlib.util.find_spec(package) is not None
+        _require(installed, key, values[key], f"{package} in this environment (pip install -r {file})")
 
 
 def _check_name(name: str) -> None:

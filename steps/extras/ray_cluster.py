@@ -108,11 +108,8 @@ def _clean_commit(address: str) -> str:
 
 def _connected(address: str) -> Any:  # noqa: ANN401  an optional package has no type to name
     """Return the module `ray`, connected to the cluster at *address*."""
-    try:
-        import ray
-    except ImportError as error:
-        msg = f"sweep.ray={address} needs Ray in this environment and on every node: pip install -r requirements-ray.in"
-        raise ConfigError(msg) from error
+    import ray
+
     try:
         _require_answer(address)
         ray.init(address=address, logging_level="WARNING")

@@ -1,4 +1,4 @@
-"""The tags on which steps, flow and registry agree. A tag of a run unless it says otherwise."""
+"""The tags on which steps, flow and registry agree: each is a tag of a run unless it says otherwise."""
 
 from mlflow.entities import Run
 
@@ -22,6 +22,9 @@ DIGEST = "digest"
 
 REUSED_FROM = "reused_from."
 """The prefix of the chain's tags that name, by step, the run that was reused."""
+
+SNAPSHOT_BYTES = "fetch_model.snapshot.bytes"
+"""The metric of fetch_model that says how large the checkpoint is."""
 
 VERDICT = "verdict"
 """What evaluate's gates decided."""

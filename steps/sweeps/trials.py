@@ -1,15 +1,14 @@
 """Trials: chains of one sweep, some at a time, each in a run under the sweep's, closed whatever becomes of it."""
 
 import shlex
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
-import psutil
 from mlflow.entities import Run
 
 from steps.flow.launch import StepResult, launch, start_here
-from steps.safety.processes import TRIAL_GRACE_SECONDS, close_below, closing, end, send_to
+from steps.flow.side_by_side import IsOver, end_children, side_by_side
+from steps.safety.processes import TRIAL_GRACE_SECONDS, close_below
 
 Trial = tuple[str, ...]
 """The overrides of one run of the chain."""
@@ -27,7 +26,7 @@ class Place(Protocol):
     def start(self, command: str, variables: dict[str, str]) -> int:
         """Run *command* with *variables*; return its exit code, or LOST. Called from several threads."""
 
-    def stop(self, is_over: Callable[[], bool]) -> None:
+    def stop(self, is_over: IsOver) -> None:
         """End what runs, by and by more forcibly, until *is_over*."""
 
 
@@ -36,15 +35,9 @@ class ThisMachine:
 
     start = staticmethod(start_here)
 
-    def stop(self, is_over: Callable[[], bool]) -> None:
+    def stop(self, is_over: IsOver) -> None:
         """End what runs, by and by more forcibly, until *is_over*."""
-
-        def send(number: int) -> None:
-            if is_over():
-                raise ProcessLookupError
-            send_to(psutil.Process().children(), number)
-
-        end(send, TRIAL_GRACE_SECONDS)
+        end_children(is_over, TRIAL_GRACE_SECONDS)
 
 
 def run_trials(trials: list[Trial], parent: Run, jobs: int, place: Place) -> list[StepResult]:
@@ -59,16 +52,7 @@ def run_trials(trials: list[Trial], parent: Run, jobs: int, place: Place) -> lis
         print(f"trial {number}/{len(trials)}: {result.status}, {result.seconds:.1f} s\n", flush=True)
         return result
 
-    pool = ThreadPoolExecutor(jobs)
-    futures = [pool.submit(run, number, trial) for number, trial in enumerate(trials, start=1)]
-    try:
-        return [future.result() for future in futures]
-    except BaseException:
-        # Signals reach this thread alone; those that wait for a trial go on until it has ended.
-        closing()
-        pool.shutdown(wait=False, cancel_futures=True)
-        place.stop(lambda: all(future.done() for future in futures))
-        raise
+    return side_by_side([partial(run, number, trial) for number, trial in enumerate(trials, start=1)], jobs, place.stop)
 
 
 def _run_trial(trial: Trial, parent: Run, place: Place) -> StepResult:
