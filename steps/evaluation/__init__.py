@@ -1,7 +1,14 @@
-"""Measure candidates on a task and judge the figures: plain functions over files and numbers.
+"""Questions, scores, statistics and gates: functions of files and numbers. A candidate is a function too.
 
-Read in the order of use: `tasks` (what is asked), `asking` (how, and how long it took), `predictions` (which
-answers are right, `scoring` one by one), `metrics` (the figures, with the intervals of `estimates`), `gates`
-(what they decide), `plots` and `report` (how a person sees it). Nothing here knows MLflow, Hydra or a model:
-a candidate is a function from request to response.
+tasks         the questions: JSON Lines of messages, each with a reference and a scorer
+asking        ask one candidate every question, and time each answer
+scoring       whether one answer is right
+choices       multiple choice: the choice that the model finds likeliest
+predictions   the answers of all candidates side by side, scored
+contract      whether a candidate does what its signature promises
+fidelity      how close a build's probabilities are to its reference's
+latency       how long generation takes, by prompt length and batch
+statistics    estimates with 95 % intervals
+metrics       all figures of a candidate, by name
+gates         limits on figures, and the verdict
 """

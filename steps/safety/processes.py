@@ -80,10 +80,10 @@ def send_to(processes: Iterable[psutil.Process], number: int) -> None:
             process.send_signal(number)
 
 
-def process_tag() -> str:
-    """Return a text that identifies this process among all processes of all machines."""
-    own = psutil.Process()
-    return f"{_machine()} {own.pid} {_identity(own)}"
+def process_tag(process: psutil.Process | None = None) -> str:
+    """Return a text that identifies *process*, by default this one, among all processes of all machines."""
+    process = process or psutil.Process()
+    return f"{_machine()} {process.pid} {_identity(process)}"
 
 
 def _machine() -> str:

@@ -84,12 +84,12 @@ def flow(*parameters: str) -> list[str]:
 
 
 @contextmanager
-def started(server: Server, step: str, *parameters: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
-    """Yield a flow in which *step* has just been started."""
+def started(server: Server, step: str, command: list[str], **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """Yield the flow *command*, in which *step* has just been started."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": server.url, MARK: f"{server.port} {step}"} | environment
     out = subprocess.PIPE
-    with subprocess.Popen(flow(*parameters), env=env, text=True, stdout=out, stderr=out) as process:
+    with subprocess.Popen(command, env=env, text=True, stdout=out, stderr=out) as process:
         assert process.stdout is not None
         assert any(f"{step:<23} STARTED" in line for line in process.stdout)
         yield process
@@ -99,7 +99,7 @@ def wait_for_process(mark: str, module: str, flow: "subprocess.Popen[str]") -> N
     """Return when *module* runs, still importing, in a process of *mark*. AssertionError when *flow* ends first."""
     while flow.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):  # ended between the two questions
-            if any(module in one.cmdline() for one in processes_of(mark)):
+            if any(f" {module} " in " ".join(one.cmdline()) and one.name() != "bash" for one in processes_of(mark)):
                 return
         time.sleep(0.05)
     raise AssertionError(flow.returncode)
@@ -110,7 +110,8 @@ def running(client: MlflowClient) -> list[Run]:
 
 
 def test_a_flow_waits_for_a_server_that_is_away_for_ten_seconds(server: Server, client: MlflowClient) -> None:
-    with started(server, "build_pipeline_wrapper", "steps=[fetch_model,build_pipeline_wrapper]") as process:
+    command = ["python", "-m", "steps.main", "steps=[fetch_model]", "fetch_model.log_files_mb=6"]
+    with started(server, "fetch_model", command) as process:
         server.go()
         time.sleep(10)
         server.come()
@@ -118,7 +119,7 @@ def test_a_flow_waits_for_a_server_that_is_away_for_ten_seconds(server: Server, 
     assert process.returncode == 0, output + errors
     assert f"WAITING for the tracking server {server.url}: it does not answer" in errors
     assert "Retrying (" not in errors
-    assert "build_pipeline_wrapper  FINISHED" in output
+    assert "fetch_model             FINISHED" in output
     assert not running(client)
 
 
@@ -127,8 +128,8 @@ def test_a_flow_whose_server_stays_away_ends_and_the_next_closes_and_completes_i
 ) -> None:
     parameters = ("steps=[fetch_model]", "fetch_model.log_files_mb=5")
     # Fewer tries than usual: three processes wait one after the other, MLflow's own among them.
-    with started(server, "fetch_model", *parameters, MLFLOW_HTTP_REQUEST_MAX_RETRIES="2") as process:
-        wait_for_process(f"{server.port} fetch_model", "steps.fetch_model", process)
+    with started(server, "fetch_model", flow(*parameters), MLFLOW_HTTP_REQUEST_MAX_RETRIES="2") as process:
+        wait_for_process(f"{server.port} fetch_model", "steps fetch_model", process)
         server.go()
         _output, errors = process.communicate()
     assert process.returncode == 1

@@ -11,13 +11,19 @@ from tests.marked_processes import Started
 
 pytestmark = pytest.mark.slow
 
-CHAIN_OF_KILLS = [
-    (victim, sent)
-    for victim in ("mlflow run", "steps.main", "steps.build_pipeline_wrapper")
-    for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+CHOSEN = "steps=[fetch_model,build_pipeline_wrapper]"
+COMMAND = ["mlflow", "run", str(ROOT), "--env-manager", "local", "-P", CHOSEN]
+BY_HAND = ["python", "-m", "steps.main", CHOSEN]
+KILLS = [
+    (COMMAND, "mlflow run", signal.SIGINT),
+    (COMMAND, "mlflow run", signal.SIGTERM),
+    (COMMAND, "mlflow run", signal.SIGKILL),
+    (COMMAND, "steps.main", signal.SIGKILL),
+    (BY_HAND, "steps.main", signal.SIGTERM),
+    (BY_HAND, "steps build_pipeline_wrapper", signal.SIGINT),
+    (BY_HAND, "steps build_pipeline_wrapper", signal.SIGKILL),
 ]
-
-COMMAND = ["mlflow", "run", str(ROOT), "--env-manager", "local", "-P", "steps=[fetch_model,build_pipeline_wrapper]"]
+"""Who is sent what. Our own processes take SIGINT and SIGTERM alike: steps/safety/processes.py has one handler."""
 
 
 def runs(condition: str = "") -> list[Run]:
@@ -32,10 +38,10 @@ def is_logging() -> bool:
 
 
 def test_after_each_signal_nothing_lives_on_nothing_is_running_and_the_same_command_completes(store: str) -> None:
-    for victim, sent in CHAIN_OF_KILLS:
+    for command, victim, sent in KILLS:
         case = f"{sent.name} to {victim}"
         print(case)
-        flow = Started(*COMMAND)
+        flow = Started(*command)
         flow.wait_until(is_logging)
         flow.send(victim, sent)
         flow.wait_for_silence()
@@ -50,7 +56,7 @@ def test_after_each_signal_nothing_lives_on_nothing_is_running_and_the_same_comm
     assert "fetch_model             REUSED" in done.stdout
     assert "build_pipeline_wrapper  FINISHED" in done.stdout
     assert "was abandoned" not in done.stdout
-    assert len(runs("tags.step = 'main'")) == len(CHAIN_OF_KILLS) + 1
+    assert len(runs("tags.step = 'main'")) == len(KILLS) + 1
 
 
 def test_a_chain_whose_launcher_is_killed_while_it_imports_starts_nothing(store: str) -> None:

@@ -2,9 +2,6 @@
 
 import json
 import re
-import signal
-import sqlite3
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -14,44 +11,21 @@ import yaml
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from mlflow import MlflowClient
-from mlflow.entities import Run
 from packaging.requirements import Requirement
 
+from steps.build_onnx_wrapper import log_wrapper
 from steps.config.command_line import compose_config
 from steps.config.schema import STEPS
+from steps.logged_models.logged_model import logged_folder
 from steps.logged_models.requirements import locked
-from steps.main import main
-from steps.records.errors import ConfigError
-from tests.conftest import QUICK, ROOT, run
-from tests.marked_processes import Started
+from steps.records.tags import outputs
+from tests.conftest import run
 from tests.servers import serving
+from tests.shared_flow import Flow
 
 pytestmark = pytest.mark.slow
 
 SPAIN = {"messages": [{"role": "user", "content": "What is the capital of Spain?"}]}
-
-
-@dataclass(frozen=True)
-class Flow:
-    """A flow that ran: the folder it was started in, what it printed, its store, and its runs by step."""
-
-    folder: Path
-    output: str
-    store: str
-    chain: Run
-    steps: dict[str, Run]
-
-
-@pytest.fixture(scope="module")
-def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
-    """Return the flow that `mlflow run <project>` makes in an empty folder."""
-    folder = tmp_path_factory.mktemp("user")
-    done = run("mlflow", "run", str(ROOT), "--env-manager", "local", "-P", "register.name=capitals", cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    store = f"sqlite:///{folder}/mlflow.db"
-    runs = MlflowClient(store).search_runs(["0"])
-    chain = next(one for one in runs if one.data.tags["step"] == "main")
-    return Flow(folder, done.stdout, store, chain, {one.data.tags["step"]: one for one in runs if one is not chain})
 
 
 @pytest.fixture
@@ -175,130 +149,17 @@ def test_the_bill_of_materials_keeps_to_its_schema_and_names_every_file(
     assert "externalReferences" not in model, "it is from a folder"
 
 
-def test_the_prompt_interface_answers_over_http(flow: Flow, client: MlflowClient) -> None:
-    overrides = ["build_onnx_wrapper.interface=prompt", f"fetch_run_id={flow.steps['fetch_model'].info.run_id}"]
-    done = run("python", "-m", "steps.build_onnx_wrapper", *overrides, MLFLOW_TRACKING_URI=flow.store)
-    assert done.returncode == 0, done.stderr
-    built = client.search_runs(["0"], "tags.step = 'build_onnx_wrapper'", order_by=["start_time DESC"])[0]
+def test_the_prompt_interface_answers_over_http(own: Flow) -> None:
+    config = compose_config(["build_onnx_wrapper.interface=prompt"])
+    with logged_folder(outputs(own.steps["build_onnx_wrapper"])["model_uri"]) as built, mlflow.start_run():
+        uri = log_wrapper(built / "artifacts" / "onnx", "tiny_phi3", config.question, config.build_onnx_wrapper)
     prompt = "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"
     body = json.dumps({"dataframe_split": {"columns": ["prompt"], "data": [[prompt]]}}).encode()
     with (
-        serving(built.data.tags["output.model_uri"], flow.store) as url,
+        serving(uri, own.store) as url,
         urlopen(Request(f"{url}/invocations", body, {"Content-Type": "application/json"})) as answer,
     ):
         assert json.load(answer)["predictions"] == ["The capital of Spain is Madrid."]
-
-
-def again(flow: Flow, *parameters: str) -> str:
-    """Return what the same command prints when it is given once more, with *parameters* added."""
-    command = ["mlflow", "run", str(ROOT), "--env-manager", "local", "-P", "register.name=capitals"]
-    done = run(*command, *(word for each in parameters for word in ("-P", each)), cwd=flow.folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def plan(flow: Flow, *overrides: str) -> str:
-    """Return the plan of the flow with *overrides*."""
-    done = run("python", "-m", "steps.main", "plan=true", *overrides, MLFLOW_TRACKING_URI=flow.store)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def newest_chain(client: MlflowClient) -> Run:
-    return client.search_runs(["0"], "tags.step = 'main'", order_by=["start_time DESC"])[0]
-
-
-def step_runs(flow: Flow) -> int:
-    return len(MlflowClient(flow.store).search_runs(["0"], "tags.step != 'main'"))
-
-
-def test_the_same_command_again_runs_nothing_and_shows_the_same(flow: Flow, client: MlflowClient) -> None:
-    before = step_runs(flow)
-    output = again(flow)
-    for number, step in enumerate(STEPS, start=1):
-        assert f"[{number}/5] {step:<23} REUSED    run {flow.steps[step].info.run_id}" in output
-    assert step_runs(flow) == before
-    assert output.partition("Right answers")[2] == flow.output.partition("Right answers")[2]
-    chain = newest_chain(client)
-    steps = json.loads(mlflow.artifacts.load_text(f"{chain.info.artifact_uri}/flow.json"))["steps"]
-    assert [step["reused_from"] for step in steps] == [flow.steps[step].info.run_id for step in STEPS]
-    assert chain.data.tags["reused_from.fetch_model"] == flow.steps["fetch_model"].info.run_id
-
-
-def test_a_plan_says_what_would_run_and_why_and_runs_nothing(flow: Flow) -> None:
-    before = step_runs(flow)
-    output = again(flow, "plan=true", "build_onnx_wrapper.block_size=32")
-    assert "[2/5] build_pipeline_wrapper  REUSE " in output
-    assert "[3/5] build_onnx_wrapper      RUN       block_size 128 → 32" in output
-    assert "[4/5] evaluate                RUN       after build_onnx_wrapper" in output
-    assert step_runs(flow) == before
-
-
-def test_a_damaged_model_is_built_again_and_the_plan_says_so(flow: Flow) -> None:
-    model = flow.steps["build_onnx_wrapper"].data.tags["output.model_uri"].removeprefix("models:/")
-    weights = flow.folder / "mlruns" / "0" / "models" / model / "artifacts" / "artifacts" / "onnx" / "model.onnx.data"
-    content = weights.read_bytes()
-    weights.write_bytes(content[:-1])
-    try:
-        output = plan(flow)
-    finally:
-        weights.write_bytes(content)
-    assert "[3/5] build_onnx_wrapper      RUN       run" in output
-    assert "model.onnx.data of models:/m-" in output
-    assert "has changed since it was logged" in output
-
-
-def test_a_flow_that_ended_at_evaluate_goes_on_at_evaluate(flow: Flow) -> None:
-    command = ["python", "-m", "steps.main", "register.name=later", "evaluate.limit=60", *QUICK]
-    started = Started(*command, MLFLOW_TRACKING_URI=flow.store)
-    started.wait_until(lambda: bool(started.named("steps.evaluate")))
-    started.send("steps.evaluate", signal.SIGKILL)
-    started.wait_for_silence()
-    assert started.outer.returncode == 1
-
-    done = run(*command, MLFLOW_TRACKING_URI=flow.store)
-    assert done.returncode == 0, done.stdout + done.stderr
-    said = [line.split()[1:3] for line in done.stdout.splitlines() if re.search(r"REUSED|FINISHED", line)]
-    assert said == [[step, "REUSED"] for step in STEPS[:3]] + [[step, "FINISHED"] for step in STEPS[3:]]
-    assert MlflowClient(flow.store).search_registered_models("name='later'")
-
-
-def test_chosen_steps_take_the_runs_that_fit(flow: Flow) -> None:
-    output = plan(flow, "steps=[evaluate,register]", "evaluate.limit=70")
-    assert re.search(r"\[1/2\] evaluate +RUN .*limit \w+ → 70", output)
-    assert re.search(r"\[2/2\] register +RUN +after evaluate", output)
-    output = again(flow, "steps=[register]", "reuse=false")
-    assert "[1/1] register                FINISHED" in output
-    assert "Registered:  models:/capitals/2" in output, "what it found holds what is registered already"
-
-
-def test_without_reuse_every_step_would_run(flow: Flow) -> None:
-    output = plan(flow, "reuse=false")
-    assert [line.split()[2] for line in output.splitlines() if re.match(r"\[\d/5\]", line)] == ["RUN"] * len(STEPS)
-
-
-def test_a_second_registration_of_the_same_content_makes_no_new_version(flow: Flow, client: MlflowClient) -> None:
-    overrides = [f"evaluate_run_id={flow.steps['evaluate'].info.run_id}", "register.name=capitals"]
-    done = run("python", "-m", "steps.register", *overrides, MLFLOW_TRACKING_URI=flow.store)
-    assert done.returncode == 0, done.stderr
-    assert len(client.search_model_versions("name='capitals'")) == 2
-
-
-def test_without_reuse_what_is_chosen_is_made_again_and_nothing_else_is_claimed(
-    flow: Flow, client: MlflowClient
-) -> None:
-    output = again(flow, "reuse=false", "steps=[fetch_model]")
-    assert "[1/1] fetch_model             FINISHED" in output
-    assert "Registered:" not in output
-    assert "Right answers" not in output
-    assert not [name for name in newest_chain(client).data.metrics if name.startswith("onnx.")]
-
-
-def test_a_chosen_step_without_a_run_to_build_on_is_refused(flow: Flow) -> None:
-    overrides = ["steps=[evaluate]", "onnx=fp32_cpu"]
-    done = run("python", "-m", "steps.main", *overrides, MLFLOW_TRACKING_URI=flow.store)
-    assert done.returncode == 1
-    assert "main: evaluate needs a run of build_onnx_wrapper, and none fits: add it to steps" in done.stderr
 
 
 def test_nothing_is_left_behind_in_the_users_folder(flow: Flow) -> None:
@@ -306,15 +167,9 @@ def test_nothing_is_left_behind_in_the_users_folder(flow: Flow) -> None:
 
 
 def test_the_store_holds_no_run_that_still_says_running(flow: Flow) -> None:
-    with sqlite3.connect(flow.folder / "mlflow.db") as database:
-        assert database.execute("SELECT count(*) FROM runs WHERE status = 'RUNNING'").fetchone() == (0,)
+    assert {one.info.status for one in flow.runs()} == {"FINISHED"}
 
 
 def test_the_chains_own_process_loads_neither_torch_nor_transformers() -> None:
     code = "import steps.main, sys; print({'torch', 'transformers'} & set(sys.modules))"
     assert run("python", "-c", code).stdout.strip() == "set()"
-
-
-def test_a_run_of_a_step_that_is_to_run_as_well_is_refused() -> None:
-    with pytest.raises(ConfigError, match="onnx_run_id=abc names a run of build_onnx_wrapper, which steps"):
-        main(compose_config(["onnx_run_id=abc"]), [])

@@ -15,20 +15,21 @@ from mlflow.entities import Run
 from onnx import numpy_helper
 
 from steps.build_onnx_wrapper import log_wrapper
-from steps.checkpoint.onnx_export import build_onnx
 from steps.config.command_line import compose_config
+from steps.config.schema import CANDIDATES, STEPS
 from steps.evaluation.gates import Verdict, judge, read_gates
 from steps.evaluation.metrics import measure
 from steps.evaluation.predictions import score
 from steps.logged_models.logged_model import logged_folder, record_model
 from steps.logged_models.process import Candidate, candidate
 from steps.measurement.measure import measure_candidates
+from steps.records.errors import StepError
 from steps.records.tags import DIGEST, OUTPUT, outputs
-from tests.conftest import ROOT, examples_of, run
+from tests.conftest import QUICK, do_step, examples_of
+from tests.shared_flow import Flow, run_chain
 
 pytestmark = pytest.mark.slow
 
-QUICK = ["evaluate.cost.prompt_lengths=[16]", "evaluate.cost.batches=[1]", "evaluate.cost.repeats=1"]
 FEW = ["evaluate.limit=40", *QUICK]
 
 LENIENT = ["evaluate.gates.onnx_accuracy.min=0.8", "evaluate.gates.onnx_difference.min=-0.1"]
@@ -49,27 +50,13 @@ class Built:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    """Yield what the chain builds from the embedded checkpoint; this process and those it starts use its store."""
-    work = tmp_path_factory.mktemp("built")
-    store = f"sqlite:///{work}/store.db"
-    made = run("mlflow", "experiments", "create", "-n", "damage", cwd=work, MLFLOW_TRACKING_URI=store)
-    assert made.returncode == 0, made.stderr
-    done = run(
-        *("python", "-m", "steps.main", "steps=[fetch_model,build_pipeline_wrapper,build_onnx_wrapper]"),
-        MLFLOW_TRACKING_URI=store,
-        MLFLOW_EXPERIMENT_NAME="damage",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = MlflowClient(store).search_runs(["1"])
-    fp32 = compose_config(["onnx=fp32_cpu"]).build_onnx_wrapper
-    build_onnx(ROOT / "models" / "tiny_phi3", work / "fp32", fp32, work / "builder.log")
-    runs = {each.data.tags["step"]: each for each in found}
+def built(flow: Flow, fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """Yield what the chain built from the embedded checkpoint; this process and those it starts use its store."""
+    own = flow.copy_to(tmp_path_factory.mktemp("built") / "user")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", store)
-        patch.setenv("MLFLOW_EXPERIMENT_NAME", "damage")
-        with logged_folder(outputs(runs["build_onnx_wrapper"])["model_uri"]) as folder:
-            yield Built(store, runs, folder / "artifacts" / "onnx", work / "fp32")
+        patch.setenv("MLFLOW_TRACKING_URI", own.store)
+        with logged_folder(outputs(own.steps["build_onnx_wrapper"])["model_uri"]) as folder:
+            yield Built(own.store, own.steps, folder / "artifacts" / "onnx", fp32)
 
 
 def damaged(source: Path, folder: Path, change: Change) -> Path:
@@ -148,12 +135,10 @@ def copy_of_the_build(built: Built, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("precision", ["int4", "fp32"])
-def test_an_honest_build_keeps_every_gate(built: Built, reference: Candidate, tmp_path: Path, precision: str) -> None:
+def test_an_honest_build_keeps_every_gate(built: Built, reference: Candidate, tmp_path: Path) -> None:
     folder = copy_of_the_build(built, tmp_path / "model")
-    if precision == "fp32":
-        shutil.rmtree(folder / "artifacts" / "onnx")
-        shutil.copytree(built.fp32, folder / "artifacts" / "onnx")
+    shutil.rmtree(folder / "artifacts" / "onnx")
+    shutil.copytree(built.fp32, folder / "artifacts" / "onnx")
     verdicts = verdicts_on(reference, folder, *LENIENT)
     assert {verdict.reason for verdict in verdicts.values() if verdict.verdict != "passed"} == set()
 
@@ -218,56 +203,42 @@ def test_too_few_examples_are_inconclusive_and_nothing_fails(
     }  # fmt: skip
 
 
-def test_a_flow_stops_at_the_gates_of_a_build_that_is_quantised_too_far(built: Built, tmp_path: Path) -> None:
+def test_a_flow_stops_at_the_gates_of_a_build_that_is_quantised_too_far(
+    built: Built, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     bad = logged(built, damaged(built.fp32, tmp_path / "onnx", in_2_bits))
     inputs = [f"pipeline_run_id={built.runs['build_pipeline_wrapper'].info.run_id}", f"onnx_run_id={bad.info.run_id}"]
-    done = run(
-        *(
-            "python",
-            "-m",
-            "steps.main",
-            "steps=[evaluate,register]",
-            *inputs,
-            *QUICK,
-            "evaluate.limit=100",
-            "register.name=bad",
-        ),
-        MLFLOW_TRACKING_URI=built.store,
-        MLFLOW_EXPERIMENT_NAME="damage",
-    )
-    assert done.returncode == 1
-    assert "is above evaluate.gates.onnx_divergence.max=0.01" in done.stderr
-    assert "main: evaluate ended FAILED" in done.stderr
-    assert "Traceback" not in done.stderr
-    client = MlflowClient(built.store)
-    assert not client.search_registered_models("name='bad'")
-    assert not client.search_runs(["1"], "tags.step = 'register'")
+    registrations = len(runs_of(built, "register"))
+    with pytest.raises(StepError, match="evaluate ended FAILED"):
+        run_chain("steps=[evaluate,register]", *inputs, *QUICK, "evaluate.limit=60", "register.name=bad")
+    said = capfd.readouterr().err
+    assert "is above evaluate.gates.onnx_divergence.max=0.01" in said
+    assert "Traceback" not in said
+    assert not MlflowClient().search_registered_models("name='bad'")
+    assert len(runs_of(built, "register")) == registrations
+
+
+def runs_of(built: Built, step: str) -> list[Run]:
+    """Return the runs of *step*, the newest first."""
+    return list(MlflowClient(built.store).search_runs(["0"], f"tags.step = '{step}'", order_by=["start_time DESC"]))
 
 
 def test_an_evaluation_leaves_in_mlflow_what_its_page_compares_models_by(built: Built, tmp_path: Path) -> None:
     """A further candidate, the very build again, and a text of the user's own are measured too."""
     text = tmp_path / "text.txt"
     text.write_text("The capital of Spain is Madrid. The capital of France is Paris.\n" * 20)
-    models = {name: outputs(built.runs[step])["model_uri"] for name, step in (
-        ("pipeline", "build_pipeline_wrapper"), ("onnx", "build_onnx_wrapper"))}  # fmt: skip
+    models = {name: outputs(built.runs[step])["model_uri"] for name, step in CANDIDATES.items()}
     few = [*FEW, *LENIENT, "evaluate.cost.prompt_lengths=[16,48]", f"evaluate.fidelity.text={text}"]
     few += ["evaluate.gates.onnx_top_token.min=0.9"]  # such text is not what the model was trained on
-    inputs = [f"{key}={built.runs[step].info.run_id}" for key, step in (
-        ("pipeline_run_id", "build_pipeline_wrapper"), ("onnx_run_id", "build_onnx_wrapper"))]  # fmt: skip
-    done = run(
-        *("python", "-m", "steps.evaluate", *inputs, *few, f"+evaluate.candidates.again={models['onnx']}"),
-        MLFLOW_TRACKING_URI=built.store,
-        MLFLOW_EXPERIMENT_NAME="damage",
-    )
-    assert done.returncode == 0, done.stderr
-    client = MlflowClient(built.store)
-    found = client.search_runs(["1"], "tags.step = 'evaluate'", order_by=["start_time DESC"])[0]
+    inputs = [f"{STEPS[step].run_key}={built.runs[step].info.run_id}" for step in CANDIDATES.values()]
+    found = do_step("evaluate", compose_config([*inputs, *few, f"+evaluate.candidates.again={models['onnx']}"]))
     metrics = found.data.metrics
 
     same = [name.removeprefix("onnx.") for name in metrics if name.startswith(("onnx.task.", "onnx.fidelity."))]
     assert {name: metrics[f"again.{name}"] for name in same} == {name: metrics[f"onnx.{name}"] for name in same}
     assert metrics["onnx.fidelity.texts"] > 40, "the task's and the text's"
 
+    client = MlflowClient()
     series = client.get_metric_history(found.info.run_id, "onnx.latency.batch_1.first_token_seconds")
     assert [point.step for point in series] == sorted(point.step for point in series)
     assert len(series) == 2
