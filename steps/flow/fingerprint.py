@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import resolve_name
 from pathlib import Path
 
 from mlflow.entities import Run
@@ -110,7 +111,7 @@ def sources_of(module: str) -> set[Path]:
             continue
         found.add(path)
         found |= {file for file in path.parent.iterdir() if file.is_file() and file.suffix not in (".py", ".pyc")}
-        todo += [name.rpartition(".")[0], *_imports(path)]
+        todo += [name.rpartition(".")[0], *_imports(path, name)]
     return found
 
 
@@ -120,13 +121,16 @@ def _file_of(module: str) -> Path | None:
     return next((path for path in candidates if module.startswith("steps") and path.is_file()), None)
 
 
-def _imports(path: Path) -> Iterator[str]:
+def _imports(path: Path, module: str) -> Iterator[str]:
+    """Yield the names of the modules that *module*, whose source is *path*, may import."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            imported = resolve_name(f"{'.' * node.level}{node.module or ''}", package)
+            yield imported
+            yield from (f"{imported}.{alias.name}" for alias in node.names)
 
 
 def _files(step: str, config: Config) -> dict[str, str]:

@@ -18,7 +18,7 @@ from steps.flow.fingerprint import GATES_DIGEST
 from steps.flow.logged_model import logged_folder, record_model
 from steps.flow.manifest import MANIFEST, Manifest
 from steps.flow.tracking import set_output
-from steps.wrappers.onnx_chat import chat_signature
+from steps.wrappers.onnx.signatures import chat_signature
 
 MODEL = """
 import mlflow
