@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 MODULES = sorted(path for path in (ROOT / "steps").rglob("*.py"))
 ROOMS = sorted(path.parent.name for path in (ROOT / "steps").glob("*/__init__.py"))
-TOO_LONG = {"steps/wrappers/onnx_chat.py", "steps/wrappers/onnx_engine.py"}
+TOO_LONG: set[str] = set()
 """Files above 350 lines, still: this set may only shrink."""
 
 
