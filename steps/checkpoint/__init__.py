@@ -1,1 +1,1 @@
-"""."""
+"""The checkpoint: what it is, and what ONNX is made of it."""
