@@ -50,7 +50,7 @@ LADDER = (
     Recipe("int8", "int8"),
     Recipe("fp32", "fp32"),
 )
-"""The rungs for a CPU from small to large, one for each step in quality; docs/models.md has their figures."""
+"""The rungs for a CPU from small to large, one for each step in quality; docs/guides/models.md has their figures."""
 
 
 def builder_arguments(recipe: Recipe) -> list[str]:
