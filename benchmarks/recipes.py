@@ -31,7 +31,7 @@ from steps.checkpoint.shared_embedding import share_embedding
 from steps.evaluation.fidelity import Text, chunks, compare, fidelity_metrics, joined, measured_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS = ("README.md", "docs/evaluation.md", "docs/serving.md")
+TEXTS = ("README.md", "docs/guides/evaluation.md", "docs/reference/serving.md")
 PROMPT, ANSWER = 64, 64
 """Tokens of a decoding that is timed."""
 

@@ -4,6 +4,7 @@ entry.py        one process is one entry point: command line, signals, store, ex
 runs.py         opens a step's run, finds its inputs, calls it, writes its outputs
 launch.py       starts an entry point in a process of its own
 fingerprint.py  what the result of a step depends on
+side_by_side.py how many processes run at a time, and how all end on one signal
 reuse.py        whether a finished run can be used instead
 provenance.py   commit, uncommitted changes, versions, machine
 """
