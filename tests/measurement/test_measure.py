@@ -13,6 +13,8 @@ from steps.evaluation.tasks import Example
 from steps.logged_models.process import candidate
 from steps.measurement.measure import TURN, Measurements, measure_candidates
 
+pytestmark = pytest.mark.slow
+
 MODEL = """
 import os
 import mlflow

@@ -23,6 +23,8 @@ from steps.measurement.worker import peak_memory
 from steps.wrappers.onnx_engine import GRAIN, common_prefix
 from tests.conftest import ROOT, examples_of
 
+pytestmark = pytest.mark.slow
+
 TINY = ROOT / "models" / "tiny_phi3"
 LENGTHS = (32, 128)
 TOUCHED = 200_000_000
@@ -122,7 +124,7 @@ def test_memory_is_that_of_the_process_and_of_those_it_started(loading: Loading)
     assert loaded.run(peak_memory) > loaded.run(own_memory) + 0.9 * TOUCHED
 
 
-def test_tokens_are_the_same_when_the_candidate_was_fed_as_many_as_the_reference_reads(
+def test_tokens_are_the_same_if_the_candidate_was_fed_as_many_as_the_reference(
     loading: Loading, examples: list[Example]
 ) -> None:
     language = OnnxModel(TINY)
