@@ -181,7 +181,7 @@ def test_a_rollback_goes_with_nothing_that_registers(store: str) -> None:
             config(None, "register.rollback=true", more)
     done = run("python", "-m", "steps.main", "register.rollback=true")
     assert done.returncode == 2
-    assert "register.rollback and register.verify_key are for register alone: add -e register" in done.stderr
+    assert "register.rollback and register.verify_key work with -e register only: add it" in done.stderr
 
 
 def test_without_an_evaluation_it_asks_for_one(store: str) -> None:

@@ -1,7 +1,7 @@
 """The hub: a revision resolved to its commit, and the files of that commit, present and as the hub states them.
 
 huggingface_hub talks to the hub. What it takes on trust is checked here: it takes a body of the right length for the
-right body, a cached file for an unchanged one, and an old cache for an answer. docs/hub.md has every case.
+right body, a cached file for an unchanged one, and an old cache for an answer. docs/reference/hub.md has every case.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Check what Hydra composed: a Config whose values can be used, or one line that names the value that cannot."""
+"""Check a composed configuration: return a usable Config, or name the first value that cannot be used."""
 
 import importlib.util
 import re
@@ -33,12 +33,12 @@ EXTRAS = {
 """Keys that ask for an optional feature, the package that it needs, and the file that installs the package."""
 
 RESERVED_NAMES = r"(?i)champion|challenger|previous|latest|v?\d+|m-[0-9a-f]{32}|\.+"
-"""What no registered model may be called: aliases, versions, ids of logged models, folders above."""
+"""Names that no registered model may have: aliases, versions, ids of logged models, parent folders."""
 
 
 def to_config(composed: DictConfig) -> Config:
     """Return *composed* as a checked Config. Raises ConfigError, naming key and value."""
-    # Unresolved: an interpolation of a missing value would hide which key it is.
+    # Not resolved, because an interpolation of a missing value would hide which key it is.
     missing = sorted(_missing_keys(OmegaConf.to_container(composed, resolve=False)))
     if missing:
         msg = f"no value for {', '.join(missing)}: give it with -P {missing[0]}=..."
@@ -50,7 +50,7 @@ def to_config(composed: DictConfig) -> Config:
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError for the first value that is of the right type and still cannot be used."""
+    """Raise ConfigError for the first value that has the right type and still cannot be used."""
     unknown = [step for step in config.steps if step not in STEPS]
     _require(bool(config.steps) and not unknown, "steps", config.steps, f"some of {', '.join(STEPS)}")
     _require(bool(config.question.strip()), "question", repr(config.question), "a question to ask each wrapper")
@@ -137,7 +137,7 @@ def _check_name(name: str) -> None:
     fits = re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) is not None
     _require(fits, "register.name", name, "1 to 100 of A-Z a-z 0-9 . _ -")
     free = re.fullmatch(RESERVED_NAMES, name) is None
-    expected = "a name that MLflow and this project do not use otherwise (champion, latest, v1, 1, ..)"
+    expected = "a name that MLflow and this project do not reserve (champion, latest, v1, 1, ..)"
     _require(free, "register.name", name, expected)
 
 
@@ -149,7 +149,7 @@ def _check_register(register: Register, evaluate_run_id: str | None) -> None:
         _require(path is None or project_path(path).is_file(), f"register.{key}", path, expected)
     for key, chosen in {"rollback": register.rollback, "verify_key": register.verify_key}.items():
         alone = not chosen or not (evaluate_run_id or register.promote)
-        _require(alone, f"register.{key}", chosen, "neither evaluate_run_id nor register.promote beside it")
+        _require(alone, f"register.{key}", chosen, "neither evaluate_run_id nor register.promote with it")
 
 
 def _missing_keys(node: object, prefix: str = "") -> Iterator[str]:

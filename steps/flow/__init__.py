@@ -1,9 +1,10 @@
-"""How a step becomes a run. main, sweep and sweeps use this room; no step does.
+"""How a step becomes a run. No step imports this room.
 
-entry         one process, one entry point: signals, the store, exit codes
-runs          open a run, find the runs that a step builds on, write its outputs
-launch        start a step as the MLproject entry point that it is
-fingerprint   what the result of a step depends on, as one hash
-reuse         whether a finished run will do
-provenance    which code, lock and machine a run came from
+entry.py         one process is one entry point: command line, signals, store, exit codes
+runs.py          opens a step's run, finds its inputs, calls it, writes its outputs
+launch.py        starts an entry point in a process of its own
+fingerprint.py   what the result of a step depends on
+reuse.py         whether a finished run can be used instead
+provenance.py    commit, uncommitted changes, versions, machine
+side_by_side.py  steps that wait for no other run at the same time
 """

@@ -1,8 +1,8 @@
-"""The names and formats on which all rooms agree. Imports nothing of ours.
+"""What every room writes and reads: names on which files agree.
 
-errors      the errors that a user can mend, and their one line
-files       files with their sizes and hashes
-artifacts   the names of artifacts, and the list that shows whether they are all still there
-tags        the names of tags
-step        what a step is given, and what it returns
+errors.py     ConfigError, StepError, and an error as one line
+files.py      files with size and sha256
+artifacts.py  artifacts as a folder and as a list; the names of those that two steps share
+tags.py       the tags that two files share
+step.py       what the flow gives a step, and what the step returns
 """

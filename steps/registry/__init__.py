@@ -1,7 +1,7 @@
-"""A registered model: its versions, and which of them is champion.
+"""Versions of a registered model, and the aliases that move between them.
 
-versions    one version for each content, with tags that say where it comes from
-aliases     champion, previous, challenger, and the history of champions
-promotion   whether a version is at least as good as the champion
-card        the model card of a version
+versions.py   each content is one version; its tags say where it comes from
+aliases.py    champion, challenger, previous, and the history
+promotion.py  is a version at least as good as the champion?
+card.py       the model card
 """

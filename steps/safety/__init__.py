@@ -1,7 +1,7 @@
-"""Processes die, disks fill, servers go away, and people type tokens.
+"""What happens when a process dies, a disk fills, a server goes away, or a secret is typed.
 
-processes   no process outlives its caller, and no run stays RUNNING
-lock        one process at a time makes the same thing
-outages     a full disk or a missing server, each in one line
-secrets     no token in a parameter, a tag, an artifact or a log line
+processes.py  a process ends with the one that started it, and no run stays RUNNING
+lock.py       one process of this machine at a time
+outages.py    a full disk or a missing server: one line instead of a trace
+secrets.py    refuses secrets in parameters, and removes them from what is stored
 """

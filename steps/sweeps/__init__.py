@@ -1,7 +1,7 @@
-"""The trials of a sweep: planned, run, compared.
+"""A sweep: one run of the chain for each combination of values.
 
-plan     the trials, each checked before the first starts
-trials   run them, some at a time, each as a chain of its own
-table    how they compare, and which is best
-rerun    the command that runs the best again
+plan.py    the combinations, each checked before the first trial starts
+trials.py  runs the trials, some at a time
+table.py   how the trials compare, and which is best
+rerun.py   the command that runs the best trial again
 """

@@ -10,7 +10,7 @@ nor anything of ours, and ends with the process that started it. Messages are JS
 
 Rows share og generators ("batches"), because one batch is much faster than its rows apart. og can neither take a row
 into a running batch nor give one up, so `Scheduler` begins a batch anew where that pays, lets batches take turns, and
-keeps the generator of a lone row for the next prompt that begins alike. docs/serving.md has the measurements.
+keeps the generator of a lone row for the next prompt that begins alike. docs/reference/serving.md has the measurements.
 """
 
 import contextlib

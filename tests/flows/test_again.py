@@ -118,5 +118,5 @@ def test_a_chosen_step_without_a_run_to_build_on_is_refused(own: Flow) -> None:
 
 
 def test_a_run_of_a_step_that_is_to_run_as_well_is_refused() -> None:
-    with pytest.raises(ConfigError, match="onnx_run_id=abc names a run of build_onnx_wrapper, which is in steps too"):
+    with pytest.raises(ConfigError, match="onnx_run_id=abc names a run of build_onnx_wrapper, which steps"):
         main(compose_config(["onnx_run_id=abc"]), [])

@@ -91,5 +91,5 @@ def test_the_same_fingerprint_is_computed_once_and_the_later_waits_and_reuses(
     assert set(made.values()) == {1}
     assert len(made) == 8
     text = "".join(outputs)
-    assert "WAITING   another flow is making just this" in text
+    assert "WAITING   another flow is running this step" in text
     assert text.count(" REUSED ") == 3 + 5

@@ -79,7 +79,7 @@ def test_a_change_by_hand_is_noticed_before_the_next_one(echo: MlflowClient) -> 
     echo.set_registered_model_alias("echo", "champion", "5")
     crown("2")
     assert state() == ("2", "5", [(None, "1"), ("1", "5"), ("5", "2")])
-    assert history("echo")[1].reason == "made by hand, or by a run that was cut short"
+    assert history("echo")[1].reason == "made by hand, or by a run that was interrupted"
 
 
 @pytest.mark.slow
