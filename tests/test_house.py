@@ -33,11 +33,7 @@ def test_a_room_has_at_most_twelve_files_and_its_docstring_names_each(room: str)
     files = {path.stem for path in (ROOT / "steps" / room).glob("*.py")} - {"__init__", "__main__"}
     assert len(files) <= 12
     text = ast.get_docstring(ast.parse((ROOT / "steps" / room / "__init__.py").read_text(encoding="utf-8"))) or ""
-<<<<<<< HEAD
     assert {f"{name}.py" for name in files} - set(text.split()) == set()
-=======
-    assert files - {word.removesuffix(".py") for word in text.split()} == set()
->>>>>>> main
 
 
 def test_no_file_is_above_350_lines() -> None:
