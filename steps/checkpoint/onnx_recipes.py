@@ -33,6 +33,11 @@ class Recipe:
         return self.precision in QUANTISED
 
     @property
+    def has_zero_points(self) -> bool:
+        """Whether each block has a zero point beside its scale."""
+        return not self.symmetric or self.algorithm.startswith("k_quant")
+
+    @property
     def shares_after_the_build(self) -> bool:
         """Whether `share_embedding` has to follow the builder."""
         return self.shared_embedding and self.precision == "int8"
@@ -66,25 +71,30 @@ def unusable(recipe: Recipe, config: Mapping[str, Any]) -> str | None:
     """Return in one line why *recipe* cannot be built of a checkpoint with this config.json, or None where it can."""
     if not recipe.quantised:
         return None
-    tied = _ties_embedding(config)
-    undivided = {name: size for name, size in _columns(config).items() if size % recipe.block_size}
-    if recipe.algorithm != "default" and undivided:
-        name, size = next(iter(undivided.items()))
+    for name, columns in _columns(config).items():
+        blocks = -(-columns // recipe.block_size)
+        # onnxruntime packs two zero points into a byte across the end of a row, then cannot cut the rows apart.
+        if blocks % 2 and recipe.precision == "int4" and recipe.has_zero_points and recipe.algorithm != "default":
+            return (
+                f"{recipe.algorithm} needs an even number of blocks in a row, and {name}={columns} makes {blocks} of "
+                f"{recipe.block_size} weights: take another block size, or algorithm default"
+            )
+    if recipe.shares_after_the_build and config["hidden_size"] % recipe.block_size:
         return (
-            f"blocks of {recipe.block_size} do not divide {name}={size}, and algorithm {recipe.algorithm} does not fill "
-            f"up: take a block size that divides it, or algorithm default"
+            f"blocks of {recipe.block_size} do not divide hidden_size={config['hidden_size']}: the embedding cannot be "
+            "read from the head's; take a block size that divides it"
         )
-    if recipe.shared_embedding and not tied:
-        return "the checkpoint's embedding and head are two tables (tie_word_embeddings=false): take a recipe that shares none"
-    if recipe.shared_embedding and "hidden_size" in undivided:
+    if recipe.shared_embedding and not _ties_embedding(config):
+        return "tie_word_embeddings=false: embedding and head differ; take a recipe that does not share them"
+    if (
+        recipe.precision == "int4"
+        and not recipe.symmetric
+        and recipe.algorithm == "default"
+        and _ties_embedding(config)
+    ):
         return (
-            f"blocks of {recipe.block_size} do not divide hidden_size={config['hidden_size']}, so the head's rows cannot be "
-            "read as the embedding: take a block size that divides it"
-        )
-    if recipe.precision == "int4" and not recipe.symmetric and recipe.algorithm == "default" and tied:
-        return (
-            "the builder cannot share the tied embedding of asymmetric weights (onnxruntime refuses its model): "
-            "take symmetric=true, or algorithm k_quant"
+            "tie_word_embeddings=true, and the builder cannot share an embedding of asymmetric weights: take symmetric "
+            "ones, or algorithm k_quant"
         )
     return None
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import resolve_name
 from pathlib import Path
 
 from steps.checkpoint.manifest import needed_files
@@ -136,8 +137,7 @@ def _imports(body: list[ast.stmt], package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            module = ".".join([*above, *([node.module] if node.module else [])])
+            module = resolve_name(f"{'.' * node.level}{node.module or ''}", package)
             yield module
             yield from (f"{module}.{alias.name}" for alias in node.names)
 

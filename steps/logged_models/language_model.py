@@ -18,7 +18,8 @@ from mlflow.pyfunc import PyFuncModel
 from tokenizers import Tokenizer
 
 from steps.records.errors import StepError
-from steps.wrappers.onnx_chat import Text, usable_cpus
+from steps.wrappers.onnx.cpus import usable_cpus
+from steps.wrappers.onnx.tokenizer import ChatTokenizer
 
 Logits = npt.NDArray[np.float32]
 Message = Mapping[str, str]
@@ -28,7 +29,7 @@ class LanguageModel(ABC):
     """The very weights and the tokenizer of a logged model."""
 
     def __init__(self, tokenizer: Path) -> None:
-        self._text = Text(tokenizer)
+        self._chat = ChatTokenizer(tokenizer)
         self._tokenizer = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -48,7 +49,7 @@ class LanguageModel(ABC):
     @property
     def prefix(self) -> int:
         """The id to read before a text that nothing else comes before: BOS, or EOS where there is no BOS."""
-        named = self._text.named
+        named = self._chat.named_tokens
         token = named.get("bos_token") or named.get("eos_token")
         found = self._tokenizer.token_to_id(token) if token else None
         if found is None:
@@ -61,7 +62,7 @@ class LanguageModel(ABC):
 
         Also where the answer begins: the position of the first id that the answer adds or changes.
         """
-        prompt = self._text.render([dict(message) for message in messages])
+        prompt = self._chat.render([dict(message) for message in messages])
         # Together: an answer that is encoded alone may begin with another token than after its prompt.
         asked, whole = self._encode(prompt), self._encode(prompt + continuation)
         pairs = zip(asked, whole, strict=False)

@@ -30,6 +30,13 @@ def test_the_wrapper_that_travels_belongs_to_the_step_that_logs_it() -> None:
     assert "steps/wrappers/onnx_chat.py" not in names("build_pipeline_wrapper")
 
 
+def test_every_file_of_the_package_that_travels_belongs_too_though_its_imports_are_relative() -> None:
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "steps/wrappers/onnx").glob("*.py")}
+    assert (
+        {"steps/wrappers/onnx/__main__.py", "steps/wrappers/onnx/scheduler.py"} < package <= names("build_onnx_wrapper")
+    )
+
+
 @pytest.mark.parametrize("step", [step for step in STEPS if step not in ("evaluate", "register")])
 def test_a_change_of_the_evaluation_touches_evaluate_and_register_alone(step: str) -> None:
     assert not [name for name in names(step) if name.startswith("steps/evaluation/")]

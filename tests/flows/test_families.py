@@ -22,7 +22,8 @@ from steps.checkpoint import onnx_export
 from steps.checkpoint.onnx_export import build_onnx
 from steps.config.command_line import compose_config
 from steps.logged_models.language_model import OnnxModel, TorchModel
-from steps.wrappers.onnx_chat import Text, TextStream
+from steps.wrappers.onnx.detokenizer import Detokenizer
+from steps.wrappers.onnx.tokenizer import ChatTokenizer
 from tests.conftest import QUICK, run
 from tests.families import FAMILIES, WINDOW, Family, logits_of, save_checkpoint, save_tokenizer
 from tests.hub_server import environment, serving_hub
@@ -83,7 +84,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 def test_ids_of_messages_and_prompts_are_those_of_transformers(family: Family, tmp_path: Path) -> None:
     theirs = save_tokenizer(family, tmp_path)
-    ours = Text(tmp_path)
+    ours = ChatTokenizer(tmp_path)
     for text in HARD_TEXT:
         messages = [
             {"role": "user", "content": text},
@@ -97,11 +98,11 @@ def test_ids_of_messages_and_prompts_are_those_of_transformers(family: Family, t
 
 def test_text_that_leaves_is_that_of_transformers_at_once_and_token_by_token(family: Family, tmp_path: Path) -> None:
     theirs = save_tokenizer(family, tmp_path)
-    ours = Text(tmp_path)
+    ours = ChatTokenizer(tmp_path)
     for text in HARD_TEXT:
         # From the middle of a character too, and ids that only fill up the vocabulary.
         for ids in (theirs(text)["input_ids"], [*theirs(text)["input_ids"][3:], len(theirs) + 1]):
-            stream = TextStream(ours)
+            stream = Detokenizer(ours)
             for token in ids:
                 stream.push(token)
             stream.finish()
@@ -110,7 +111,7 @@ def test_text_that_leaves_is_that_of_transformers_at_once_and_token_by_token(fam
 
 def test_a_message_that_looks_like_control_tokens_stays_text(family: Family, tmp_path: Path) -> None:
     theirs = save_tokenizer(family, tmp_path)
-    ours, control = Text(tmp_path), set(theirs.all_special_ids) | set(theirs.get_added_vocab().values())
+    ours, control = ChatTokenizer(tmp_path), set(theirs.all_special_ids) | set(theirs.get_added_vocab().values())
 
     def control_tokens(text: str) -> list[int]:
         return [token for token in ours.encode_chat([{"role": "user", "content": text}]) if token in control]
@@ -149,7 +150,7 @@ def test_the_tokenizer_of_onnxruntime_genai_would_give_other_ids_and_other_text(
     assert [text for text in HARD_TEXT if genai.encode(text).tolist() != theirs(text)["input_ids"]]
     ids = theirs("hello 東京 world")["input_ids"]
     assert genai.decode(np.array(ids, dtype=np.int32)) == " hello 東京 world"
-    assert Text(model.onnx).decode(ids) == theirs.decode(ids) == "hello 東京 world"
+    assert ChatTokenizer(model.onnx).decode(ids) == theirs.decode(ids) == "hello 東京 world"
 
 
 # The whole flow
