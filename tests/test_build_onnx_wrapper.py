@@ -114,7 +114,7 @@ def test_a_mistral_that_states_no_window_has_that_of_transformers(tmp_path: Path
 
 
 @pytest.mark.parametrize("architecture", sorted(known_architectures()))
-def test_every_family_with_windows_states_their_layers_or_is_one_whose_every_layer_has_one(architecture: str) -> None:
+def test_a_family_with_windows_states_their_layers_or_has_one_in_every_layer(architecture: str) -> None:
     kinds = [kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name == architecture]
     for kind in kinds:  # none for those that only run code of their repository
         has_window = "sliding_window" in AutoConfig.for_model(kind).to_dict()

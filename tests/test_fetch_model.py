@@ -41,7 +41,8 @@ def newest_run() -> Run:
     return found
 
 
-def test_a_private_branch_is_fetched_logged_and_said_how_to_pin_and_offline_needs_no_hub(
+@pytest.mark.slow
+def test_a_private_branch_is_fetched_and_can_be_pinned_and_offline_needs_no_hub(
     hub: Hub, repository: Repository, store: str, tmp_path: Path
 ) -> None:
     repository.private, repository.readers, hub.tokens = True, {"hf_secret"}, {"hf_secret"}
@@ -87,7 +88,8 @@ def test_a_local_checkpoint_is_logged_whole_when_it_is_small(store: str, tmp_pat
     assert {path.name: path.read_bytes() for path in logged.iterdir()} == FILES_OF_THE_HUB
 
 
-def test_an_architecture_that_the_builder_lacks_is_named_before_the_weights_are_downloaded(
+@pytest.mark.slow
+def test_an_architecture_that_the_builder_lacks_is_named_before_the_weights_come(
     hub: Hub, repository: Repository, store: str, tmp_path: Path
 ) -> None:
     repository.commit(FILES_OF_THE_HUB | {"config.json": b'{"architectures": ["NovelForCausalLM"]}'})

@@ -1,7 +1,7 @@
 """A model that MLflow holds: its files, its process, its probabilities.
 
-logged_model     what a logged model holds, and whether that has changed
-requirements     what a logged model asks pip for
-process          a logged model loaded in a process of its own
-language_model   a loaded model as token ids in, logits out
+logged_model.py    what a logged model holds, and whether that has changed
+requirements.py    what a logged model asks pip for
+process.py         a logged model loaded in a process of its own
+language_model.py  a loaded model as token ids in, logits out
 """

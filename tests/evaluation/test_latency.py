@@ -44,5 +44,5 @@ def test_a_candidate_that_never_makes_a_second_token_has_no_time_for_it() -> Non
     assert latency_metrics([]) == {}
 
 
-def test_a_call_for_one_token_that_took_longer_than_one_for_more_tells_nothing_of_the_rest() -> None:
+def test_a_call_for_one_token_that_took_longer_than_one_for_more_tells_nothing() -> None:
     assert Timing("onnx", 32, 1, 5, 2.0, 1.0).token_seconds is None

@@ -21,6 +21,8 @@ from steps.report.page import write_report
 from steps.report.plots import draw
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 BROWSER = ROOT / "tests" / "browser.py"
 DESKTOP, PHONE = "1280x800", "390x844"
 

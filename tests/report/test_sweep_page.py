@@ -20,7 +20,7 @@ def table(*rows: tuple[str, float, float, float]) -> pd.DataFrame:
     )
 
 
-def test_a_trial_that_another_beats_in_one_figure_and_equals_in_the_rest_is_not_on_the_front() -> None:
+def test_a_trial_that_another_equals_and_beats_in_one_figure_is_not_on_the_front() -> None:
     assert list(pareto_front(table(("FINISHED", 0.9, 10, 5), ("FINISHED", 0.9, 11, 5)))) == [False, True]
 
 
