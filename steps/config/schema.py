@@ -185,7 +185,8 @@ class Evaluate:
     """`task`: JSON Lines of questions, relative to the project; `limit`: ask only the first so many.
 
     `scorer`: for every question, instead of what the task says of each. `candidates`: further models, by name, to
-    measure against the reference. `contract_examples`: on how many questions the signature's promises are tried.
+    measure against the reference. `timed_examples`: how many questions are asked one at a time, which times them; the
+    rest are answered in batches. `contract_examples`: on how many questions the signature's promises are tried.
     `gates`: by name, the fields of a `steps.evaluation.gates.Gate`.
     """
 
@@ -194,6 +195,7 @@ class Evaluate:
     limit: int | None
     max_tokens: int
     candidates: dict[str, str]
+    timed_examples: int
     contract_examples: int
     fidelity: Fidelity
     cost: Cost
