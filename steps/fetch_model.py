@@ -14,6 +14,7 @@ from steps.checkpoint.manifest import FILES, MANIFEST, Manifest, licence_of, nee
 from steps.config.schema import Config, Source, project_path
 from steps.records.files import describe, digest, hash_text
 from steps.records.step import Inputs, Outputs
+from steps.records.tags import SNAPSHOT_BYTES
 
 
 def run(config: Config, _inputs: Inputs) -> Outputs:
@@ -25,7 +26,7 @@ def run(config: Config, _inputs: Inputs) -> Outputs:
     if manifest.size <= config.fetch_model.log_files_mb * 1e6:
         for file in manifest.files:
             mlflow.log_artifact(str(folder / file.path), FILES)
-    mlflow.log_metric("fetch_model.snapshot.bytes", manifest.size)
+    mlflow.log_metric(SNAPSHOT_BYTES, manifest.size)
     mlflow.set_tags({"model.location": manifest.location, "model.revision": manifest.revision})
     active = mlflow.active_run()
     assert active is not None

@@ -1,13 +1,14 @@
-"""main: the chain. Starts every step as its MLproject entry point, in a run nested under its own, or reuses one.
+"""main: the chain. Starts each step as its MLproject entry point, in a nested run, or reuses a finished run.
 
-Writes `config.yaml`, the resolved configuration, and `flow.json`, how each step went. Knows the steps by name only, so
-that neither torch nor transformers is ever loaded here, and a step's memory is given back when it ends.
+Writes `config.yaml`, the resolved configuration, and `flow.json`, how each step went. It knows steps by name only, so
+it never loads torch or transformers, and a step's memory is freed when the step ends.
 """
 
 import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import mlflow
 from mlflow import MlflowClient
@@ -19,11 +20,12 @@ from steps.flow.fingerprint import fingerprint
 from steps.flow.launch import launch
 from steps.flow.reuse import decide
 from steps.flow.runs import input_run, open_run
+from steps.flow.side_by_side import end_children, jobs_for, side_by_side
 from steps.records.errors import ConfigError, StepError
 from steps.records.files import hash_text
-from steps.records.tags import REUSED_FROM, outputs
+from steps.records.tags import REUSED_FROM, SNAPSHOT_BYTES, outputs
 from steps.safety.lock import one_at_a_time
-from steps.safety.processes import close_abandoned_runs
+from steps.safety.processes import GRACE_SECONDS, close_abandoned_runs
 from steps.safety.secrets import without_credentials
 
 REUSED = "REUSED"
@@ -31,7 +33,7 @@ REUSED = "REUSED"
 
 @dataclass(frozen=True)
 class Record:
-    """How a step went, as `flow.json` keeps it: `status` of its run or REUSED, wall `seconds`, what it handed over."""
+    """How a step went, as in `flow.json`: `status` of its run or REUSED, wall `seconds`, `outputs`."""
 
     step: str
     status: str
@@ -43,36 +45,52 @@ class Record:
 
 
 def run_chain(config: Config, overrides: list[str]) -> dict[str, Run]:
-    """Run or reuse the configured steps in order, and return the run of each; `flow.json` is up to date after each.
+    """Run or reuse the configured steps, and return the run of each. Steps that wait for no other run side by side.
 
-    Raises StepError at the first step that does not finish, or lacks a run to build on.
+    `flow.json` is updated whenever such a group has ended. Raises StepError for a step that did not finish, or has no
+    run to build on.
     """
+    parent = mlflow.active_run()
+    assert parent is not None
     runs: dict[str, Run] = {}
     records: list[Record] = []
-    for step in STEPS:
-        inputs = _inputs(step, runs)
-        if step not in config.steps:
-            runs |= _found(step, config, inputs)
-            continue
-        _require_inputs(step, inputs)
-        record = run_step(step, config, overrides, inputs)
-        records.append(record)
+    waiting = list(STEPS)
+    while waiting:
+        ready = [step for step in waiting if not set(STEPS[step].builds_on) & set(waiting)]
+        waiting = [step for step in waiting if step not in ready]
+        calls = []
+        for step in ready:
+            inputs = _inputs(step, runs)
+            if step in config.steps:
+                _require_inputs(step, inputs)
+                calls.append(partial(run_step, step, config, overrides, inputs, parent))
+            else:
+                runs |= _found(step, config, inputs)
+        records += side_by_side(calls, _jobs(config, runs), partial(end_children, grace=GRACE_SECONDS)) if calls else []
         mlflow.log_dict({"steps": [asdict(each) for each in records]}, "flow.json")
-        if record.status == REUSED:
-            mlflow.set_tag(f"{REUSED_FROM}{step}", record.run_id)
-        elif record.status != "FINISHED":
-            msg = f"{step} ended {record.status} after {record.seconds:.0f} s: mend what it says above, and start again"
-            raise StepError(msg)
-        runs[step] = MlflowClient().get_run(record.run_id)
+        for record in records[len(records) - len(calls) :]:
+            if record.status not in (REUSED, "FINISHED"):
+                how = f"{record.step} ended {record.status} after {record.seconds:.0f} s"
+                msg = f"{how}: fix what it says above, and start again"
+                raise StepError(msg)
+            if record.status == REUSED:
+                mlflow.set_tag(f"{REUSED_FROM}{record.step}", record.run_id)
+            runs[record.step] = MlflowClient().get_run(record.run_id)
     return runs
 
 
-def run_step(step: str, config: Config, overrides: list[str], inputs: Mapping[str, Run]) -> Record:
-    """Run *step* on *inputs*, or reuse a run of it, and say which and why."""
+def _jobs(config: Config, runs: Mapping[str, Run]) -> int:
+    """Return how many steps may run at a time: `flow.jobs`, or what cores and memory allow for this checkpoint."""
+    fetched = runs.get("fetch_model")
+    return config.flow.jobs or jobs_for(fetched.data.metrics.get(SNAPSHOT_BYTES, 0) if fetched else 0)
+
+
+def run_step(step: str, config: Config, overrides: list[str], inputs: Mapping[str, Run], parent: Run) -> Record:
+    """Run *step* on *inputs* in a run under *parent*, or reuse a run of it, and say which and why."""
     facts = fingerprint(step, config, inputs)
-    # Of one store: a flow on another one cannot reuse what is made here.
+    # One lock per store: a flow on another store cannot reuse the result.
     lock = hash_text(f"{mlflow.get_tracking_uri()} {facts.value}")
-    with one_at_a_time(lock, waiting=lambda: _say(step, config, "WAITING", "another flow is making just this")):
+    with one_at_a_time(lock, waiting=lambda: _say(step, config, "WAITING", "another flow is running this step")):
         decision = decide(facts, config)
         if reused := decision.reused:
             _say(step, config, REUSED, f"run {reused.info.run_id}")
@@ -80,15 +98,13 @@ def run_step(step: str, config: Config, overrides: list[str], inputs: Mapping[st
         _say(step, config, "STARTED", decision.reason)
         parameters = {str(STEPS[made_by].run_key): run.info.run_id for made_by, run in inputs.items()}
         parameters["overrides"] = shlex.join(overrides)
-        parent = mlflow.active_run()
-        assert parent is not None
         result = launch(step, parameters, parent)
     _say(step, config, result.status, f"{result.seconds:.1f} s")
     return Record(step, result.status, result.run_id, None, result.seconds, decision.reason, result.outputs)
 
 
 def print_plan(config: Config) -> None:
-    """Say of each configured step whether it would run, and why; run nothing."""
+    """Print whether each configured step would run, and why; run nothing."""
     runs: dict[str, Run] = {}
     would_run: set[str] = set()
     for step in STEPS:
@@ -114,7 +130,7 @@ def _inputs(step: str, runs: Mapping[str, Run]) -> dict[str, Run]:
 
 
 def _found(step: str, config: Config, inputs: Mapping[str, Run]) -> dict[str, Run]:
-    """Return, for a *step* that is not to run, the run that its key names, or else the newest that fits, or nothing."""
+    """Return a run of *step*, which is not to run: the one that its key names, or the newest that fits, or none."""
     order = list(STEPS)
     if not any(order.index(chosen) > order.index(step) for chosen in config.steps):
         return {}  # nothing chosen builds on it
@@ -141,7 +157,7 @@ def _say(step: str, config: Config, status: str, more: str) -> None:
 
 
 def summary(runs: Mapping[str, Run], config: Config) -> str:
-    """Return what a person wants to know at the end: the figures side by side, the model, and what to type next."""
+    """Return the text to print at the end: the figures side by side, the registered model, what to type next."""
     lines = []
     made = {step: outputs(run) for step, run in runs.items()}
     if evaluate := made.get("evaluate"):
@@ -167,14 +183,14 @@ def example(config: Config) -> str:
 
 
 def main(config: Config, overrides: list[str]) -> None:
-    """Run the whole chain; raise StepError at the first step that does not finish."""
+    """Run the chain. Raises StepError at the first step that does not finish."""
     if config.register.rollback or config.register.verify_key:
-        msg = "register.rollback and register.verify_key are for register alone: add -e register"
+        msg = "register.rollback and register.verify_key work with -e register only: add it"
         raise ConfigError(msg)
     for step, facts in STEPS.items():
         key = facts.run_key
         if key is not None and getattr(config, key) and step in config.steps:
-            msg = f"{key}={getattr(config, key)} names a run of {step}, which is in steps too: leave one of them out"
+            msg = f"{key}={getattr(config, key)} names a run of {step}, which steps includes too: leave one out"
             raise ConfigError(msg)
     with open_run("main", config):
         mlflow.log_text(to_yaml(config), "config.yaml")
@@ -184,7 +200,7 @@ def main(config: Config, overrides: list[str]) -> None:
             return
         runs = run_chain(config, overrides)
         if evaluate := runs.get("evaluate"):
-            # On the chain's own run too, so that MLflow's UI compares flows.
+            # On the chain's own run too, so that MLflow's UI can compare flows.
             mlflow.log_metrics({k: v for k, v in evaluate.data.metrics.items() if not k.startswith("system/")})
         print(f"\n{summary(runs, config)}")
 

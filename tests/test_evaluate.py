@@ -1,7 +1,6 @@
 """The step around the evaluation: which questions, in whose words, and what the terminal shows."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -59,7 +58,7 @@ def test_a_line_that_is_no_question_is_named(tmp_path: Path) -> None:
     task = tmp_path / "task.jsonl"
     task.write_text('{"messages": [{"role": "user", "content": "Why?"}], "reference": "So."}\n')
     with pytest.raises(ConfigError, match=r"task\.jsonl:1: 'id' is missing"):
-        examples_of(replace(options(), task=str(task)))
+        options(f"evaluate.task={task}")
 
 
 def test_a_task_with_a_line_that_is_no_question_stops_the_chain_before_anything_is_started(tmp_path: Path) -> None:

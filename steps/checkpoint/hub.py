@@ -1,14 +1,13 @@
 """The hub: a revision resolved to its commit, and the files of that commit, present and as the hub states them.
 
 huggingface_hub talks to the hub. What it takes on trust is checked here: it takes a body of the right length for the
-right body, a cached file for an unchanged one, and an old cache for an answer. docs/hub.md has every case.
+right body, a cached file for an unchanged one, and an old cache for an answer. docs/reference/hub.md has every case.
 """
 
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import escape
@@ -16,19 +15,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import quote
 
-import httpx
 from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
-from huggingface_hub.errors import (
-    CachedRepoTreeNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError
 from huggingface_hub.file_download import _cache_commit_hash_for_specific_revision, repo_folder_name
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it exports them lazily
     WeakFileLock,
@@ -39,6 +27,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it exports 
 )
 from huggingface_hub.utils.sha import git_hash
 
+from steps.checkpoint.hub_errors import explaining, token
 from steps.checkpoint.manifest import NEEDED, PAPERS, Manifest, licence_of, require_weights
 from steps.records.errors import StepError
 from steps.records.files import File, hash_file
@@ -54,7 +43,6 @@ DOWNLOADS = 2
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256_DIGITS = 64
-ONLY_CACHED = "fetch_model.offline=true takes what the cache holds"
 
 
 @dataclass(frozen=True)
@@ -100,7 +88,7 @@ def restore(manifest: Manifest) -> Path:
     The hub is asked for nothing else. Raises StepError when it does not answer or has other files by now.
     """
     stated = [Stated(file.path, file.size, file.sha256) for file in manifest.files]
-    with _explaining(manifest.location, manifest.revision):
+    with explaining(manifest.location, manifest.revision):
         _obtain(manifest.location, manifest.revision, stated, offline=False)
     return _snapshot_folder(manifest.location, manifest.revision)
 
@@ -122,7 +110,7 @@ def _fetch(
     except HFValidationError as error:
         msg = f"{section}.repo_id={repository} is not the name of a repository: give it as owner/name"
         raise StepError(msg) from error
-    with _explaining(repository, revision):
+    with explaining(repository, revision):
         commit, listing = _cached(repository, revision) if offline else _resolve(repository, revision)
         if commit != revision:
             found = "was commit" if offline else "is commit"
@@ -156,7 +144,7 @@ def _resolve(repository: str, revision: str) -> tuple[str, list[Stated]]:
         "GET",
         f"{constants.ENDPOINT}/api/models/{repository}/revision/{quote(revision, safe='')}",
         params={"blobs": True},
-        headers=build_hf_headers(token=_token()),
+        headers=build_hf_headers(token=token()),
         max_retries=RETRIES,
         timeout=constants.HF_HUB_ETAG_TIMEOUT,
     )
@@ -268,7 +256,7 @@ def _download(repository: str, commit: str, faults: dict[Stated, str]) -> None:
     _sweep(_storage(repository))
     _require_space(repository, list(faults))
     names = [escape(file.path) for file in faults]
-    snapshot_download(repository, revision=commit, allow_patterns=names, token=_token())
+    snapshot_download(repository, revision=commit, allow_patterns=names, token=token())
 
 
 def _discard(folder: Path, faults: dict[Stated, str]) -> None:
@@ -315,53 +303,3 @@ def _storage(repository: str) -> Path:
 
 def _snapshot_folder(repository: str, commit: str) -> Path:
     return _storage(repository) / "snapshots" / commit
-
-
-def _token() -> str | bool:
-    """Return HF_TOKEN, or False, which makes huggingface_hub send none; it would look for one in files as well."""
-    return os.environ.get("HF_TOKEN", "").strip() or False
-
-
-@contextmanager
-def _explaining(repository: str, revision: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into a StepError."""
-    try:
-        yield
-    # hf_xet knows no class of error for most of what can happen to it.
-    except (httpx.HTTPError, OSError, RuntimeError) as error:
-        raise StepError(_explain(error, repository, revision)) from error
-
-
-def _explain(error: BaseException, repository: str, revision: str) -> str:
-    """Return *error* as fact, value and remedy in one line."""
-    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # what kept huggingface_hub from downloading
-    where, hub, token = f"{repository}@{revision}", constants.ENDPOINT, bool(_token())
-    if isinstance(error, HfHubHTTPError):
-        status, url = error.response.status_code, error.response.url.copy_with(query=None)  # it may hold a signature
-        said = " ".join(f"{status} {error.server_message or ''}".split())
-        if isinstance(error, GatedRepoError):
-            who = "with the account of HF_TOKEN" if token else "and set HF_TOKEN to a token of yours"
-            return f"{repository} is gated ({said}): accept its licence at {hub}/{repository} {who}"
-        if isinstance(error, RepositoryNotFoundError):
-            if token:
-                return f"{hub} knows no {repository} that HF_TOKEN may read: check the name, or give that token access"
-            return f"{hub} knows no public {repository}: check the name, or set HF_TOKEN if the repository is private"
-        if isinstance(error, RevisionNotFoundError):
-            return f"{repository} has no revision {revision}: name a branch, a tag or a commit that is there"
-        if isinstance(error, RemoteEntryNotFoundError):
-            return f"{where} lists a file that the hub does not have ({url}): try again later, or another revision"
-        if status == httpx.codes.UNAUTHORIZED:
-            return f"{hub} does not accept HF_TOKEN ({said}): set one that is valid, from {hub}/settings/tokens"
-        if status == httpx.codes.FORBIDDEN:
-            remedy = "give HF_TOKEN the right to read it" if token else "set HF_TOKEN to a token that may read it"
-            return f"the hub refuses {url} ({said}): {remedy}"
-        wait = error.response.headers.get("Retry-After")
-        later = f"try again after {wait} s" if wait else "try again later"
-        return f"the hub answers {status} for {url}: {later}; {ONLY_CACHED}"
-    if isinstance(error, OfflineModeIsEnabled):
-        return f"HF_HUB_OFFLINE is set, so {where} cannot be looked up: unset it; {ONLY_CACHED}"
-    said = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, httpx.TransportError):
-        return f"{hub} does not answer for {where} ({said}): check the network; {ONLY_CACHED}"
-    return f"{where} could not be downloaded ({said}): run again"

@@ -1,8 +1,8 @@
-"""Check what Hydra composed: a Config whose values can be used, or one line that names the value that cannot."""
+"""Check a composed configuration: return a usable Config, or name the first value that cannot be used."""
 
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -18,17 +18,27 @@ from steps.config.schema import (
     Source,
     project_path,
 )
+from steps.config.values import flat_dict
 from steps.evaluation.gates import read_gates
 from steps.evaluation.tasks import read_examples
 from steps.records.errors import ConfigError
 
+EXTRAS = {
+    "evaluate.harness.tasks": ("lm_eval", "requirements-lm-eval.txt"),
+    "register.bom": ("cyclonedx", "requirements-supply-chain.txt"),
+    "register.sign_key": ("model_signing", "requirements-supply-chain.txt"),
+    "register.verify_key": ("model_signing", "requirements-supply-chain.txt"),
+    "sweep.ray": ("ray", "requirements-ray.in"),
+}
+"""Keys that ask for an optional feature, the package that it needs, and the file that installs the package."""
+
 RESERVED_NAMES = r"(?i)champion|challenger|previous|latest|v?\d+|m-[0-9a-f]{32}|\.+"
-"""What no registered model may be called: aliases, versions, ids of logged models, folders above."""
+"""Names that no registered model may have: aliases, versions, ids of logged models, parent folders."""
 
 
 def to_config(composed: DictConfig) -> Config:
     """Return *composed* as a checked Config. Raises ConfigError, naming key and value."""
-    # Unresolved: an interpolation of a missing value would hide which key it is.
+    # Not resolved, because an interpolation of a missing value would hide which key it is.
     missing = sorted(_missing_keys(OmegaConf.to_container(composed, resolve=False)))
     if missing:
         msg = f"no value for {', '.join(missing)}: give it with -P {missing[0]}=..."
@@ -40,7 +50,7 @@ def to_config(composed: DictConfig) -> Config:
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError for the first value that is of the right type and still cannot be used."""
+    """Raise ConfigError for the first value that has the right type and still cannot be used."""
     unknown = [step for step in config.steps if step not in STEPS]
     _require(bool(config.steps) and not unknown, "steps", config.steps, f"some of {', '.join(STEPS)}")
     _require(bool(config.question.strip()), "question", repr(config.question), "a question to ask each wrapper")
@@ -52,7 +62,9 @@ def check(config: Config) -> None:
     _check_gates_and_task(config.evaluate)
     _check_name(config.register.name)
     _check_register(config.register, config.evaluate_run_id)
+    _at_least(1, "flow.jobs", config.flow.jobs)
     _at_least(1, "sweep.jobs", config.sweep.jobs)
+    _check_extras(flat_dict(config))
     direction = config.sweep.direction
     _require(direction in ("maximize", "minimize"), "sweep.direction", direction, "maximize or minimize")
 
@@ -101,10 +113,6 @@ def _check_evaluate(evaluate: Evaluate) -> None:
 
 
 def _check_harness(harness: Harness) -> None:
-    if harness.tasks:
-        installed = importlib.util.find_spec("lm_eval") is not None
-        remedy = "lm_eval in this environment (pip install -r requirements-lm-eval.txt)"
-        _require(installed, "evaluate.harness.tasks", harness.tasks, remedy)
     path = harness.include_path
     folder = project_path(path) if path is not None else None
     expected = f"a folder of YAML files ({folder})"
@@ -120,11 +128,17 @@ def _check_gates_and_task(evaluate: Evaluate) -> None:
         raise ConfigError(str(error)) from error
 
 
+def _check_extras(values: Mapping[str, object]) -> None:
+    for key, (package, file) in EXTRAS.items():
+        installed = not values[key] or importlib.util.find_spec(package) is not None
+        _require(installed, key, values[key], f"{package} in this environment (pip install -r {file})")
+
+
 def _check_name(name: str) -> None:
     fits = re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) is not None
     _require(fits, "register.name", name, "1 to 100 of A-Z a-z 0-9 . _ -")
     free = re.fullmatch(RESERVED_NAMES, name) is None
-    expected = "a name that MLflow and this project do not use otherwise (champion, latest, v1, 1, ..)"
+    expected = "a name that MLflow and this project do not reserve (champion, latest, v1, 1, ..)"
     _require(free, "register.name", name, expected)
 
 
@@ -136,7 +150,7 @@ def _check_register(register: Register, evaluate_run_id: str | None) -> None:
         _require(path is None or project_path(path).is_file(), f"register.{key}", path, expected)
     for key, chosen in {"rollback": register.rollback, "verify_key": register.verify_key}.items():
         alone = not chosen or not (evaluate_run_id or register.promote)
-        _require(alone, f"register.{key}", chosen, "neither evaluate_run_id nor register.promote beside it")
+        _require(alone, f"register.{key}", chosen, "neither evaluate_run_id nor register.promote with it")
 
 
 def _missing_keys(node: object, prefix: str = "") -> Iterator[str]:

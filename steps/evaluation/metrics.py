@@ -1,9 +1,14 @@
 """The figures of an evaluation: their names, their labels and units, and how they are put together.
 
 A metric is called `<candidate>.<area>.<name>`, and each area has one module that computes all of its figures:
-`predictions` (area `task`: is it right), `fidelity` (are its probabilities the reference's), `contract` (does it do
-what its signature says), `integrity` (was everything answered), `cost` (how fast, how large). `measure` puts them together.
-A figure with an interval has two neighbours, `<name>_low` and `<name>_high`.
+
+task       predictions   is it right?
+fidelity   fidelity      are its probabilities the reference's?
+contract   contract      does it do what its signature says?
+integrity  integrity     was everything answered, with the right token ids?
+cost       cost          how fast, how large?
+
+`measure` puts them together. A figure with an interval has two neighbours, `<name>_low` and `<name>_high`.
 """
 
 import math

@@ -20,7 +20,8 @@ from mlflow.pyfunc import PyFuncModel
 from tokenizers import Tokenizer
 
 from steps.records.errors import StepError
-from steps.wrappers.onnx_chat import Text, usable_cpus
+from steps.wrappers.onnx.cpus import usable_cpus
+from steps.wrappers.onnx.tokenizer import ChatTokenizer
 
 Logits = npt.NDArray[np.float32]
 Message = Mapping[str, str]
@@ -137,7 +138,7 @@ class OnnxModel(LanguageModel):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._text = Text(folder)
+        self._chat = ChatTokenizer(folder)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -162,12 +163,12 @@ class OnnxModel(LanguageModel):
     @property
     def prefix(self) -> int:
         """See LanguageModel."""
-        tokens = (self._text.named.get(name) for name in ("bos_token", "eos_token"))
+        tokens = (self._chat.named_tokens.get(name) for name in ("bos_token", "eos_token"))
         return _first_known(*(self._tokenizer.token_to_id(token) if token else None for token in tokens))
 
     def render(self, messages: Sequence[Message]) -> str:
         """See LanguageModel."""
-        return self._text.render([dict(message) for message in messages])
+        return self._chat.render([dict(message) for message in messages])
 
     def encode(self, text: str) -> list[int]:
         """See LanguageModel."""

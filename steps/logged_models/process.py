@@ -122,7 +122,7 @@ def predict_rows(
 ) -> list[Mapping[str, Any]]:
     """Return the Chat Completions responses of *model* to several *chats* in one call, with the same *options*."""
     if takes_prompts(model):
-        prompts = [model.unwrap_python_model().text.render(chat) for chat in chats]
+        prompts = [render(model, chat) for chat in chats]
         texts = model.predict({"prompt": prompts}, params=dict(options))
         return [{"choices": [{"message": {"role": "assistant", "content": text}}]} for text in texts]
     rows: Any = {"messages": chats[0], **options}
@@ -157,6 +157,14 @@ def predict_together(
 def is_pipeline(model: PyFuncModel) -> bool:
     """Return whether *model* is of MLflow's transformers flavour."""
     return "transformers" in model.metadata.flavors
+
+
+def render(model: PyFuncModel, messages: Sequence[Mapping[str, str]]) -> str:
+    """Return *messages* as the prompt that *model*, an ONNX wrapper with interface=prompt, takes for them."""
+    wrapper = model.unwrap_python_model()
+    # A model that was logged before the wrapper became a package has its tokenizer as `text`.
+    tokenizer = wrapper.tokenizer if hasattr(wrapper, "tokenizer") else wrapper.text
+    return str(tokenizer.render(messages))
 
 
 def takes_prompts(model: PyFuncModel) -> bool:

@@ -23,9 +23,9 @@ from steps.evaluation.scoring import CHOOSING
 from steps.evaluation.tasks import Example
 from steps.logged_models.dtype import describe_dtype
 from steps.logged_models.language_model import LanguageModel, language_model
-from steps.logged_models.process import chat_with, is_pipeline, predict_rows, predict_together, takes_prompts
+from steps.logged_models.process import chat_with, is_pipeline, predict_rows, predict_together, render, takes_prompts
 from steps.records.errors import StepError
-from steps.wrappers.onnx_chat import usable_cpus
+from steps.wrappers.onnx.cpus import usable_cpus
 
 Chat = list[dict[str, str]]
 
@@ -66,7 +66,7 @@ def _fits_signature(model: PyFuncModel, example: Example, max_tokens: int) -> bo
     options = {"max_tokens": max_tokens}
     try:
         if takes_prompts(model):
-            prompt = model.unwrap_python_model().text.render(example.messages)
+            prompt = render(model, example.messages)
             return all(isinstance(text, str) for text in model.predict({"prompt": [prompt]}, params=options))
         response = predict_rows(model, [example.messages], options)
         mlflow.models.validate_schema(pd.DataFrame(response), model.metadata.signature.outputs)

@@ -1,24 +1,23 @@
-"""Trials: chains of one sweep, some at a time, each in a run under the sweep's, closed whatever becomes of it."""
+"""Trials: the chains of one sweep, some at a time, each in a run nested in the sweep's, which is always closed."""
 
 import shlex
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
-import psutil
 from mlflow.entities import Run
 
 from steps.flow.launch import StepResult, launch, start_here
-from steps.safety.processes import TRIAL_GRACE_SECONDS, close_below, closing, end, send_to
+from steps.flow.side_by_side import IsOver, end_children, side_by_side
+from steps.safety.processes import TRIAL_GRACE_SECONDS, close_below
 
 Trial = tuple[str, ...]
 """The overrides of one run of the chain."""
 
 LOST = -1000
-"""The exit code of a process whose machine died: no signal has this number."""
+"""The exit code for a process whose machine died; no signal has this number."""
 
 ATTEMPTS = 3
-"""How often a trial is started when each machine that works on it dies."""
+"""How often a trial is started at most, if its machines die."""
 
 
 class Place(Protocol):
@@ -27,30 +26,24 @@ class Place(Protocol):
     def start(self, command: str, variables: dict[str, str]) -> int:
         """Run *command* with *variables*; return its exit code, or LOST. Called from several threads."""
 
-    def stop(self, is_over: Callable[[], bool]) -> None:
+    def stop(self, is_over: IsOver) -> None:
         """End what runs, by and by more forcibly, until *is_over*."""
 
 
 class ThisMachine:
-    """Trials are processes of this machine, below this one."""
+    """Trials are child processes on this machine."""
 
     start = staticmethod(start_here)
 
-    def stop(self, is_over: Callable[[], bool]) -> None:
+    def stop(self, is_over: IsOver) -> None:
         """End what runs, by and by more forcibly, until *is_over*."""
-
-        def send(number: int) -> None:
-            if is_over():
-                raise ProcessLookupError
-            send_to(psutil.Process().children(), number)
-
-        end(send, TRIAL_GRACE_SECONDS)
+        end_children(is_over, TRIAL_GRACE_SECONDS)
 
 
 def run_trials(trials: list[Trial], parent: Run, jobs: int, place: Place) -> list[StepResult]:
     """Run the chain for each of *trials* under *parent*, *jobs* at a time at *place*; return how they went.
 
-    What two trials share is made once: the later one waits for it. An exception, such as a signal's, ends them all.
+    A step that two trials share runs once; the later trial waits for it. An exception, such as a signal's, ends all.
     """
 
     def run(number: int, trial: Trial) -> StepResult:
@@ -59,20 +52,11 @@ def run_trials(trials: list[Trial], parent: Run, jobs: int, place: Place) -> lis
         print(f"trial {number}/{len(trials)}: {result.status}, {result.seconds:.1f} s\n", flush=True)
         return result
 
-    pool = ThreadPoolExecutor(jobs)
-    futures = [pool.submit(run, number, trial) for number, trial in enumerate(trials, start=1)]
-    try:
-        return [future.result() for future in futures]
-    except BaseException:
-        # Signals reach this thread alone; those that wait for a trial go on until it has ended.
-        closing()
-        pool.shutdown(wait=False, cancel_futures=True)
-        place.stop(lambda: all(future.done() for future in futures))
-        raise
+    return side_by_side([partial(run, number, trial) for number, trial in enumerate(trials, start=1)], jobs, place.stop)
 
 
 def _run_trial(trial: Trial, parent: Run, place: Place) -> StepResult:
-    """Run the chain for *trial*, again when its machine dies under it."""
+    """Run the chain for *trial*, and again if its machine dies."""
     for attempt in range(1, ATTEMPTS + 1):
         result = launch("main", {"overrides": shlex.join(trial)}, parent, place.start)
         if result.status != "FINISHED":

@@ -28,6 +28,13 @@ def test_the_wrapper_that_travels_belongs_to_the_step_that_logs_it() -> None:
     assert "steps/wrappers/onnx_chat.py" not in names("build_pipeline_wrapper")
 
 
+def test_every_file_of_the_package_that_travels_belongs_too_though_its_imports_are_relative() -> None:
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "steps/wrappers/onnx").glob("*.py")}
+    assert (
+        {"steps/wrappers/onnx/__main__.py", "steps/wrappers/onnx/scheduler.py"} < package <= names("build_onnx_wrapper")
+    )
+
+
 @pytest.mark.parametrize("step", [step for step in STEPS if step not in ("evaluate", "register")])
 def test_a_change_of_the_evaluation_touches_evaluate_and_register_alone(step: str) -> None:
     assert not [name for name in names(step) if name.startswith("steps/evaluation/")]
@@ -82,10 +89,11 @@ def test_facts_read_back_as_they_were_written() -> None:
 
 def test_a_changed_question_file_changes_evaluate_and_says_so(tmp_path: Path) -> None:
     task = tmp_path / "task.jsonl"
-    task.write_text("{}")
+    line = '{"id": "1", "messages": [{"role": "user", "content": "Why?"}], "reference": "So."}'
+    task.write_text(line)
     config = compose_config([f"evaluate.task={task}"])
     before = fingerprint("evaluate", config, {})
-    task.write_text("{ }")
+    task.write_text(f"{line} ")
     assert differences(before, fingerprint("evaluate", config, {})) == ["input task changed"]
 
 
@@ -96,8 +104,8 @@ def test_differences_name_the_value_before_and_after() -> None:
 
 
 def test_differences_name_the_source_the_input_and_the_lock() -> None:
-    old = Fingerprint("evaluate", {"a.py": "1"}, {}, {"onnx_run_id": "1"}, "1")
-    new = Fingerprint("evaluate", {"a.py": "2"}, {}, {"onnx_run_id": "2"}, "2")
+    old = Fingerprint("evaluate", {"a.py": "1"}, {}, {"build_onnx_wrapper": "1"}, "1")
+    new = Fingerprint("evaluate", {"a.py": "2"}, {}, {"build_onnx_wrapper": "2"}, "2")
     assert differences(old, new) == ["a.py changed", "input build_onnx_wrapper changed", "requirements.txt changed"]
 
 

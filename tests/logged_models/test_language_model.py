@@ -9,13 +9,12 @@ import pytest
 from mlflow.pyfunc import PyFuncModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from steps.checkpoint.onnx_export import build_onnx
-from steps.config.command_line import compose_config
 from steps.logged_models.language_model import LanguageModel, OnnxModel, TorchModel, language_model
 from steps.records.errors import StepError
-from tests.conftest import ROOT
+from tests.conftest import TINY
 
-TINY = ROOT / "models" / "tiny_phi3"
+pytestmark = pytest.mark.slow
+
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
 ANSWER = "The capital of Spain is Madrid."
 
@@ -26,11 +25,9 @@ def torch_model() -> LanguageModel:
 
 
 @pytest.fixture(scope="module")
-def onnx_model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+def onnx_model(fp32: Path) -> LanguageModel:
     """Return an fp32 build of the embedded checkpoint."""
-    folder = tmp_path_factory.mktemp("fp32")
-    build_onnx(TINY, folder / "onnx", compose_config(["onnx=fp32_cpu"]).build_onnx_wrapper, folder / "builder.log")
-    return OnnxModel(folder / "onnx")
+    return OnnxModel(fp32)
 
 
 def test_both_give_the_same_logits_for_every_position(torch_model: LanguageModel, onnx_model: LanguageModel) -> None:

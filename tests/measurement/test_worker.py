@@ -20,7 +20,7 @@ from steps.logged_models.language_model import OnnxModel
 from steps.logged_models.process import Candidate, candidate
 from steps.measurement.measure import Measurements, ask_in_turns, measure_fidelity, time_in_turns
 from steps.measurement.worker import peak_memory
-from steps.wrappers.onnx_engine import GRAIN, common_prefix
+from steps.wrappers.onnx.prefix_cache import BLOCK_SIZE, common_prefix
 from tests.conftest import ROOT, examples_of
 
 TINY = ROOT / "models" / "tiny_phi3"
@@ -97,7 +97,7 @@ def test_no_prompt_that_is_timed_begins_like_another(loading: Loading, examples:
     calls = [json.loads(line) for line in (tmp_path / "onnx.log").read_text().splitlines()]
     assert [len(chats) for chats in calls] == ([1] * 4 + [4] * 4) * len(LENGTHS)
     prompts = [OnnxModel(TINY).chat(chat, "")[0] for chats in calls for chat in chats]
-    assert max(common_prefix(one, other) for one, other in combinations(prompts, 2)) < GRAIN
+    assert max(common_prefix(one, other) for one, other in combinations(prompts, 2)) < BLOCK_SIZE
     firsts = [chat[0]["content"].split()[0] for chats in calls for chat in chats]
     assert len(set(firsts)) == len(firsts)
     assert [len(prompt) for prompt in prompts] == [length for length in LENGTHS for _ in range(20)]

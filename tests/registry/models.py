@@ -17,7 +17,7 @@ from steps.logged_models.logged_model import logged_folder, record_model
 from steps.records.artifacts import record_artifacts
 from steps.records.files import File, hash_file
 from steps.records.tags import DIGEST, GATES_DIGEST, OUTPUT
-from steps.wrappers.onnx_chat import chat_signature
+from steps.wrappers.onnx.signatures import chat_signature
 
 MODEL = """
 import mlflow

@@ -19,8 +19,9 @@ from steps.evaluation.predictions import score
 from steps.evaluation.tasks import Example
 from steps.report.page import write_report
 from steps.report.plots import draw
+from tests.conftest import ROOT
 
-BROWSER = Path(__file__).with_name("browser.py")
+BROWSER = ROOT / "tests" / "browser.py"
 DESKTOP, PHONE = "1280x800", "390x844"
 
 EVIL = "</title></style><script>window.owned = 1</script><img src=http://127.0.0.1:9/x onerror='window.owned = 1'>"

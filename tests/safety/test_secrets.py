@@ -56,7 +56,7 @@ def test_the_run_of_a_command_that_is_refused_keeps_no_password_of_its_git_url(
     url = "mlflow.source.git.repoURL"
     made = mlflow.MlflowClient().create_run("0", tags={url: "https://me:s3cret@example.org/project.git"})
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
-    code = "from steps.config.command_line import execute; execute('main', print)"
+    code = "from steps.flow.entry import command; command('main', print)"
     assert run(sys.executable, "-c", code, "seed=many").returncode == 2
     assert mlflow.get_run(made.info.run_id).data.tags[url] == "https://example.org/project.git"
 

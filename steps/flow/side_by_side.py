@@ -1,0 +1,69 @@
+"""Several processes of this machine side by side: how many, and how all of them end when one signal asks for it."""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+from steps.safety.processes import closing, end, send_to
+
+T = TypeVar("T")
+
+IsOver = Callable[[], bool]
+
+BYTES_PER_CHECKPOINT_BYTE, BYTES_OF_LIBRARIES = 4.2, 3e9
+"""What both builds together hold: onnxruntime-genai's builder up to 3.1 times the checkpoint, the pipeline step 1.1.
+
+Measured at Phi-3-mini's size, see docs.
+"""
+
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def side_by_side(calls: Sequence[Callable[[], T]], jobs: int, stop: Callable[[IsOver], None]) -> list[T]:
+    """Return the results of *calls*, *jobs* at a time. With several, each is called in a thread of its own.
+
+    An exception, such as a signal's, ends them all: *stop* is called with a function that says whether all are over.
+    """
+    if len(calls) == 1:
+        return [calls[0]()]
+    pool = ThreadPoolExecutor(jobs)
+    futures = [pool.submit(call) for call in calls]
+    try:
+        return [future.result() for future in futures]
+    except BaseException:
+        # Signals reach this thread alone; the threads that wait for a process go on until it has ended.
+        closing()
+        pool.shutdown(wait=False, cancel_futures=True)
+        stop(lambda: all(future.done() for future in futures))
+        raise
+
+
+def end_children(is_over: IsOver, grace: float) -> None:
+    """Send SIGTERM, and after *grace* seconds SIGKILL, to the processes below this one until *is_over*."""
+
+    def send(number: int) -> None:
+        if is_over():
+            raise ProcessLookupError
+        send_to(psutil.Process().children(), number)
+
+    end(send, grace)
+
+
+def jobs_for(checkpoint_bytes: float) -> int:
+    """Return how many steps may run at a time: two where cores and memory suffice for both builds, otherwise one."""
+    needed = BYTES_PER_CHECKPOINT_BYTE * checkpoint_bytes + BYTES_OF_LIBRARIES
+    return 2 if len(os.sched_getaffinity(0)) > 1 and needed < available_memory() else 1
+
+
+def available_memory(limit: Path = MEMORY_LIMIT) -> float:
+    """Return the bytes of memory that this machine, within the limit of its container, still has."""
+    available = float(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):  # no container, or `max`
+        used = int(limit.with_name("memory.current").read_text())
+        available = min(available, float(int(limit.read_text()) - used))
+    return available

@@ -1,0 +1,61 @@
+"""Steps run side by side where there is room, and all of them end when one signal asks for it."""
+
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from steps.flow.side_by_side import available_memory, end_children, jobs_for, side_by_side
+
+
+def never(_is_over: object) -> None:
+    raise AssertionError
+
+
+def test_results_come_in_the_order_of_the_calls_which_run_at_the_same_time() -> None:
+    both = threading.Barrier(2, timeout=30)
+
+    def call(name: str) -> str:
+        both.wait()
+        return name
+
+    assert side_by_side([partial(call, "one"), partial(call, "two")], 2, never) == ["one", "two"]
+
+
+def test_one_call_runs_in_the_thread_that_signals_reach() -> None:
+    assert side_by_side([threading.current_thread], 2, never) == [threading.main_thread()]
+
+
+def test_an_exception_of_one_call_ends_the_processes_of_the_others() -> None:
+    started = threading.Event()
+
+    def wait_for_a_process() -> int:
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        started.set()
+        return process.wait()
+
+    def fail() -> int:
+        started.wait(30)
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        side_by_side([fail, wait_for_a_process], 2, partial(end_children, grace=5))
+    assert not [each for each in psutil.Process().children() if "time.sleep(600)" in each.cmdline()]
+
+
+def test_a_checkpoint_that_fills_the_memory_is_built_one_step_at_a_time() -> None:
+    assert jobs_for(1e15) == 1
+
+
+def test_the_memory_limit_of_a_container_counts(tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    (tmp_path / "memory.current").write_text("600\n")
+    limit.write_text("1000\n")
+    assert available_memory(limit) == 400
+    limit.write_text("max\n")
+    assert available_memory(limit) > 1000
+    assert available_memory(tmp_path / "none") > 1000
