@@ -21,7 +21,7 @@ ANSWER = "The capital of Spain is Madrid."
 
 @pytest.fixture(scope="module")
 def torch_model() -> LanguageModel:
-    return TorchModel(AutoModelForCausalLM.from_pretrained(TINY), TINY)
+    return TorchModel(AutoModelForCausalLM.from_pretrained(TINY), AutoTokenizer.from_pretrained(TINY))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,9 @@ def test_an_answer_that_merges_with_the_end_of_its_prompt_begins_at_the_merged_t
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).symlink_to(TINY / name)
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    ids, begins = TorchModel(None, tmp_path).chat([{"role": "user", "content": "The cap"}], "ital of Spain")
+    ids, begins = TorchModel(None, AutoTokenizer.from_pretrained(tmp_path)).chat(
+        [{"role": "user", "content": "The cap"}], "ital of Spain"
+    )
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     assert tokenizer.decode(ids[begins:]).strip() == "capital of Spain"
 
