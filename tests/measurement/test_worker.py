@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import combinations
@@ -21,7 +22,7 @@ from steps.logged_models.process import Candidate, candidate
 from steps.measurement.measure import Measurements, ask_in_turns, measure_fidelity, time_in_turns
 from steps.measurement.worker import peak_memory
 from steps.wrappers.onnx.prefix_cache import BLOCK_SIZE, common_prefix
-from tests.conftest import ROOT, examples_of
+from tests.conftest import ROOT, examples_of, run
 
 TINY = ROOT / "models" / "tiny_phi3"
 LENGTHS = (32, 128)
@@ -143,3 +144,12 @@ def test_tokens_are_the_same_when_the_candidate_was_fed_as_many_as_the_reference
 
     same = {name: found.of(name).token_ids.same.count(False) for name in ("silent", "honest", "other")}
     assert same == {"silent": 0, "honest": 0, "other": 1}
+
+
+def test_the_memory_of_a_candidate_is_not_that_of_our_plots() -> None:
+    """A process that evaluate spawns imports the main module again, and what it is told to run."""
+    done = run(sys.executable, "-c", "import sys, steps.__main__, steps.measurement.worker; print(*sys.modules)")
+
+    assert done.returncode == 0, done.stderr
+    assert "steps.measurement.worker" in done.stdout.split()
+    assert not {"matplotlib", "jinja2", "steps.report.page", "steps.evaluate", "torch"} & set(done.stdout.split())
