@@ -152,4 +152,4 @@ def test_the_memory_of_a_candidate_is_not_that_of_our_plots() -> None:
 
     assert done.returncode == 0, done.stderr
     assert "steps.measurement.worker" in done.stdout.split()
-    assert not {"matplotlib", "jinja2", "steps.report.page", "steps.evaluate", "torch"} & set(done.stdout.split())
+    assert not {"matplotlib", "steps.report.page", "steps.evaluate", "torch"} & set(done.stdout.split())
