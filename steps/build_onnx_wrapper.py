@@ -4,6 +4,7 @@ onnxruntime-genai's builder makes the ONNX model in a process of its own, so tha
 logs the wrapper `steps/wrappers/onnx_chat.py` as code, loads it, and has it answer a question.
 """
 
+import json
 import shutil
 import tempfile
 from contextlib import ExitStack
@@ -12,10 +13,11 @@ from typing import Any
 
 import mlflow
 
-from steps.checkpoint.architectures import require_known_architecture
+from steps.checkpoint.checks import require_known_architecture, require_known_positions
 from steps.checkpoint.hub import fetch_onnx
 from steps.checkpoint.manifest import MANIFEST
 from steps.checkpoint.onnx_export import build_onnx, require_runnable
+from steps.checkpoint.policy import end_tokens
 from steps.checkpoint.snapshot import present
 from steps.config.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
 from steps.logged_models.logged_model import logged_folder, record_model, without_bytecode
@@ -23,6 +25,7 @@ from steps.logged_models.requirements import locked
 from steps.records.errors import StepError
 from steps.records.files import describe, digest, files_below
 from steps.records.step import Inputs, Outputs
+from steps.records.tags import END_TOKENS
 from steps.wrappers import onnx_chat, onnx_engine
 
 BUILDER_LOG = "builder.log"
@@ -35,11 +38,14 @@ def run(config: Config, inputs: Inputs) -> Outputs:
         onnx = Path(work) / "onnx"
         if options.repo_id is None:
             snapshot = stack.enter_context(present(inputs["fetch_model"]))
+            # fetch_model does not ask when it fetches for a prebuilt model.
             require_known_architecture(snapshot)
+            require_known_positions(snapshot)
             try:
                 build_onnx(snapshot, onnx, options, Path(work) / BUILDER_LOG)
             finally:
                 mlflow.log_artifact(f"{work}/{BUILDER_LOG}")
+            mlflow.set_tag(END_TOKENS, json.dumps(end_tokens(snapshot)))
         else:
             fetch_prebuilt(onnx, options, offline=config.fetch_model.offline)
         mlflow.set_tag("onnx.sha256", digest(describe(files_below(onnx), onnx)))
