@@ -48,8 +48,15 @@ def fetch(config: Config) -> tuple[Manifest, Path]:
     require_weights(folder)
     check(folder)
     require_fitting_weights(folder)
+    return fetch_local(str(model.path)), folder
+
+
+def fetch_local(path: str | Path) -> Manifest:
+    """Return the manifest of the checkpoint at *path*. Raises StepError when it lacks weights."""
+    folder = project_path(path)
+    require_weights(folder)
     files = describe(needed_files(folder), folder)
-    return Manifest("local", str(model.path), digest(files), licence_of(folder), files), folder
+    return Manifest("local", str(path), digest(files), licence_of(folder), files)
 
 
 if __name__ == "__main__":

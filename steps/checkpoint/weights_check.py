@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from steps.checkpoint.manifest import INDEX, needed_files, require_weights
+from steps.checkpoint.manifest import INDEX, needed_files
 from steps.checkpoint.tokenizer_check import LFS
 from steps.records.errors import StepError, in_one_line
 
@@ -29,8 +29,10 @@ class Tensor:
 
 
 def require_fitting_weights(folder: Path) -> None:
-    """Raise StepError unless the weights in *folder* are whole, not quantised, and those of its config.json."""
-    require_weights(folder)
+    """Raise StepError unless the weights in *folder* are whole, not quantised, and those of its config.json.
+
+    The files that its index names are there: see `require_weights`.
+    """
     tensors = read_headers(folder)
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
