@@ -45,12 +45,12 @@ SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 32,
     "max_position_embeddings": CONTEXT,
-    "initializer_range": 0.3,  # larger than usual: logits that differ where something is wrong
+    "initializer_range": 0.1,  # larger than usual: logits of about 1, which differ where something is wrong
     "bos_token_id": 1,
     "eos_token_id": 1019,
     "pad_token_id": 0,
 }
-LONG_ROPE = {
+ROPE = {
     "rope_type": "longrope",
     "type": "longrope",
     "rope_theta": 10000.0,
@@ -63,13 +63,25 @@ ROPE = {
     "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
     "linear": {"factor": 4.0},
     "dynamic": {"factor": 4.0, "original_max_position_embeddings": 128},
-    "yarn": {"factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 32.0, "beta_slow": 1.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": CONTEXT, "beta_fast": 32.0, "beta_slow": 1.0},
 }
 
 
 def rope(kind: str) -> dict[str, Any]:
     """Return the part of config.json that scales rotary positions as *kind* does."""
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **ROPE[kind]}}
+
+
+def long_rope(rotary: int, others: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a Phi-3's config.json for LongRoPE over *rotary* dimensions of each head, and *others*."""
+    factors = {
+        "short_factor": [1.0 + 0.1 * number for number in range(rotary // 2)],
+        "long_factor": [2.0 + 0.5 * number for number in range(rotary // 2)],
+    }
+    limits = {"max_position_embeddings": 4096, "original_max_position_embeddings": 400}
+    partial = {"partial_rotary_factor": others.get("partial_rotary_factor", 1.0)}
+    kind = {"rope_type": "longrope", "type": "longrope", "rope_theta": 10000.0}
+    return {"rope_parameters": {**kind, **factors, **partial}, **limits, **others}
 
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -80,20 +92,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "Mistral (window)": ("MistralForCausalLM", {"sliding_window": WINDOW}),
     "Mistral (no window)": ("MistralForCausalLM", {"sliding_window": None}),
     **{f"Mistral, rope {kind}": ("MistralForCausalLM", rope(kind)) for kind in ("linear", "yarn")},
-    "Phi-3-mini-4k (window)": ("Phi3ForCausalLM", {"sliding_window": WINDOW}),
-    "Phi-3.5, Phi-3-128k, below the limit": (
+    "Phi-3-mini-4k (window)": (
         "Phi3ForCausalLM",
-        {"rope_parameters": LONG_ROPE, "max_position_embeddings": 4096, "original_max_position_embeddings": 400},
+        {"sliding_window": WINDOW, "original_max_position_embeddings": CONTEXT},
     ),
-    "Phi-4-mini (tied, partial rotary), below the limit": (
+    "Phi-3 whose config.json states one limit": ("Phi3ForCausalLM", {"sliding_window": None}),
+    "Phi-3.5, Phi-3-128k, below the limit": ("Phi3ForCausalLM", long_rope(32, {})),
+    "Phi-4-mini, below the limit": (
         "Phi3ForCausalLM",
-        {
-            "rope_parameters": LONG_ROPE,
-            "max_position_embeddings": 4096,
-            "original_max_position_embeddings": 400,
-            "partial_rotary_factor": 0.75,
-            "tie_word_embeddings": True,
-        },
+        long_rope(
+            48,
+            {
+                "partial_rotary_factor": 0.75,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "tie_word_embeddings": True,
+            },
+        ),
     ),
     "Qwen 2, 2.5": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
     "Qwen 2.5 (window in the upper layers)": (
@@ -107,10 +122,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3ForCausalLM",
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}},
     ),
-    "Gemma": ("GemmaForCausalLM", {}),
+    "Gemma": ("GemmaForCausalLM", {"hidden_size": 256}),
+    "Gemma, the root of whose hidden_size has many decimals": ("GemmaForCausalLM", {}),
     "Gemma 2 (every second layer a window)": (
         "Gemma2ForCausalLM",
-        {"sliding_window": WINDOW, "query_pre_attn_scalar": 32},
+        {"sliding_window": WINDOW, "query_pre_attn_scalar": 32, "hidden_size": 256},
+    ),
+    "Gemma 2, beside eager attention": (
+        "Gemma2ForCausalLM",
+        {
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 32,
+            "hidden_size": 256,
+            "attn_implementation": "eager",
+        },
     ),
     "Gemma 3 (window)": ("Gemma3ForCausalLM", {"sliding_window": WINDOW, "query_pre_attn_scalar": 32}),
     "SmolLM 3": ("SmolLM3ForCausalLM", {"no_rope_layer_interval": 2}),
@@ -118,6 +143,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "Granite 4 hybrid (attention alone)": (
         "GraniteMoeHybridForCausalLM",
         {"layer_types": ["attention"] * 4, "shared_intermediate_size": 256, "num_local_experts": 0},
+    ),
+    "Granite 4 (attention alone, rotary positions)": (
+        "GraniteMoeHybridForCausalLM",
+        {
+            "layer_types": ["attention"] * 4,
+            "shared_intermediate_size": 256,
+            "num_local_experts": 0,
+            "position_embedding_type": "rope",
+        },
     ),
     "OLMo": ("OlmoForCausalLM", {}),
     "OLMo, clipped": ("OlmoForCausalLM", {"clip_qkv": 1.0}),

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from steps import build_onnx_wrapper, fetch_model
 from steps.build_onnx_wrapper import fetch_prebuilt
 from steps.checkpoint.checks import known_architectures
-from steps.checkpoint.onnx_export import SLIDING_WINDOW, build_onnx, layer_types, mended
+from steps.checkpoint.onnx_export import SLIDING_WINDOW, build_onnx, layer_types, mended, one_limit
 from steps.config.command_line import compose_config
 from steps.config.schema import BuildOnnxWrapper
 from steps.logged_models.logged_model import logged_folder
@@ -115,6 +115,14 @@ def test_a_checkpoint_is_linked_and_left_as_it_is(tmp_path: Path) -> None:
 )
 def test_a_config_that_needs_no_mending_is_used_as_it_is(config: dict[str, object]) -> None:
     assert layer_types({"num_hidden_layers": 2, **config}) == {}
+
+
+def test_a_phi_3_with_one_limit_of_positions_is_not_taken_for_longrope() -> None:
+    config = {"model_type": "phi3", "max_position_embeddings": 2048}
+    assert one_limit(config) == {"original_max_position_embeddings": 2048}
+    assert one_limit(config | {"original_max_position_embeddings": 2048}) == {}
+    assert one_limit(config | {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}) == {}
+    assert one_limit(config | {"model_type": "llama"}) == {}
 
 
 def test_a_mistral_that_states_no_window_has_that_of_transformers() -> None:

@@ -33,6 +33,20 @@ def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper, log: Pat
         raise StepError(msg)
 
 
+def one_limit(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what *config*, of a Phi-3's config.json without LongRoPE, lacks for the builder to see that it has none.
+
+    The builder takes two limits of positions that differ for LongRoPE, and transformers has a default for one of them.
+    """
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    limit = config.get("max_position_embeddings")
+    if config.get("model_type") != "phi3" or limit is None or "long_factor" in scaling:
+        return {}
+    return (
+        {} if config.get("original_max_position_embeddings") == limit else {"original_max_position_embeddings": limit}
+    )
+
+
 def builder_command(source: Path, output: Path, cache: Path, options: BuildOnnxWrapper) -> list[str]:
     """Return the command by which the builder writes the ONNX model of *source* to *output*."""
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(output)]
@@ -47,8 +61,8 @@ def mended(snapshot: Path, folder: Path) -> Path:
     """
     link_files(snapshot, folder)
     config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
-    if types := layer_types(config):
-        replace_json(folder / "config.json", config | types)
+    if lacking := layer_types(config) | one_limit(config):
+        replace_json(folder / "config.json", config | lacking)
     replace_json(folder / "generation_config.json", generation_config(snapshot))
     return folder
 

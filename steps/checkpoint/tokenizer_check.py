@@ -99,7 +99,10 @@ def corrected_settings(folder: Path) -> dict[str, Any] | None:
         (Path(work) / "tokenizer_config.json").unlink(missing_ok=True)
         (Path(work) / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
         if (still := _fault(Path(work))) is not None:
-            msg = f"transformers reads {folder} otherwise than its tokenizer.json says ({still}): {MAKE}"
+            fact = (
+                f"transformers reads {folder} otherwise than its tokenizer.json says, whatever class is named ({still})"
+            )
+            msg = f"{fact}: choose another model"
             raise StepError(msg)
     name = read_settings(folder).get("tokenizer_class")
     print(f"tokenizer_class={name} reads otherwise than tokenizer.json ({fault}): both wrappers follow tokenizer.json")
@@ -151,8 +154,9 @@ def require_template(folder: Path) -> None:
         raise StepError(msg)
     from transformers import PreTrainedTokenizerFast
 
+    made: Any = PreTrainedTokenizerFast  # which has no types
     names = {key: value for key, value in read_settings(folder).items() if key in ("bos_token", "eos_token")}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own_tokenizer(folder), chat_template=template, **names)
+    tokenizer = made(tokenizer_object=own_tokenizer(folder), chat_template=template, **names)
     try:
         asked = [{"role": "user", "content": "capital"}]
         text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)

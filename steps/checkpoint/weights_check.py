@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 
@@ -106,15 +106,26 @@ def _compare(folder: Path, tensors: Mapping[str, Tensor]) -> None:
             raise StepError(msg)
 
 
+def read_config(folder: Path) -> Any:  # noqa: ANN401  transformers has no types
+    """Return config.json in *folder* as transformers reads it. Raises StepError when it makes no sense of it."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # whatever a configuration of no sense raises
+        msg = f"transformers cannot read {folder / 'config.json'} ({in_one_line(error)[:250]}): correct it"
+        raise StepError(msg) from error
+
+
 def _empty_model(folder: Path) -> Any:  # noqa: ANN401  transformers has no types
     """Return the model that config.json in *folder* describes, without memory for its weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    config, auto = read_config(folder), cast(Any, AutoModelForCausalLM)
     try:
         with torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # whatever a configuration of no sense raises
-        msg = f"transformers makes no model of {folder / 'config.json'} ({in_one_line(error)}): correct it"
+            return auto.from_config(config, trust_remote_code=False)
+    except Exception as error:  # as above
+        msg = f"transformers makes no model of {folder / 'config.json'} ({in_one_line(error)[:250]}): correct it"
         raise StepError(msg) from error
