@@ -27,7 +27,7 @@ PINNED = re.compile(r"models:/(m-\w+|[^/@]+/\d+)|runs:/[0-9a-f]{32}/.+")
 """The URIs that always name the same model; an alias, a folder or `latest` may name another one later."""
 
 NOT_RESULTS = ("steps.config", "steps.safety", "steps.records.errors", "steps.checkpoint.hub_errors")
-"""Modules that no result depends on: values of the configuration are facts of their own, a finished run had no error."""
+"""Modules that no result depends on. Configured values are facts of their own, and a finished run had no error."""
 
 
 @dataclass(frozen=True)
