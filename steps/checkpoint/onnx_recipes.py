@@ -66,25 +66,31 @@ def unusable(recipe: Recipe, config: Mapping[str, Any]) -> str | None:
     """Return in one line why *recipe* cannot be built of a checkpoint with this config.json, or None where it can."""
     if not recipe.quantised:
         return None
-    tied = _ties_embedding(config)
     undivided = {name: size for name, size in _columns(config).items() if size % recipe.block_size}
-    if recipe.algorithm != "default" and undivided:
+    if undivided and recipe.algorithm != "default":
         name, size = next(iter(undivided.items()))
         return (
-            f"blocks of {recipe.block_size} do not divide {name}={size}, and algorithm {recipe.algorithm} does not fill "
-            f"up: take a block size that divides it, or algorithm default"
+            f"blocks of {recipe.block_size} do not divide {name}={size}, and {recipe.algorithm} does not fill them up: "
+            "take a block size that divides it, or algorithm default"
         )
-    if recipe.shared_embedding and not tied:
-        return "the checkpoint's embedding and head are two tables (tie_word_embeddings=false): take a recipe that shares none"
     if recipe.shared_embedding and "hidden_size" in undivided:
         return (
-            f"blocks of {recipe.block_size} do not divide hidden_size={config['hidden_size']}, so the head's rows cannot be "
-            "read as the embedding: take a block size that divides it"
+            f"blocks of {recipe.block_size} do not divide hidden_size={config['hidden_size']}: the embedding cannot be "
+            "read from the head's; take a block size that divides it"
         )
-    if recipe.precision == "int4" and not recipe.symmetric and recipe.algorithm == "default" and tied:
+    if recipe.shared_embedding and not _ties_embedding(config):
         return (
-            "the builder cannot share the tied embedding of asymmetric weights (onnxruntime refuses its model): "
-            "take symmetric=true, or algorithm k_quant"
+            "tie_word_embeddings=false, so the embedding differs from the head: take a recipe that does not share them"
+        )
+    if (
+        recipe.precision == "int4"
+        and not recipe.symmetric
+        and recipe.algorithm == "default"
+        and _ties_embedding(config)
+    ):
+        return (
+            "tie_word_embeddings=true, and the builder cannot share an embedding of asymmetric weights: take symmetric "
+            "ones, or algorithm k_quant"
         )
     return None
 

@@ -4,7 +4,6 @@ onnxruntime-genai's builder shares a quantised table in int4 builds only. Beside
 a second time, as fp32: four times the head's own bytes.
 """
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +125,7 @@ def _rewrite(folder: Path, model: ModelProto) -> int:
         onnx.save(model, Path(work) / MODEL)
         # The data first: with it, the old graph cannot be loaded, so that no half of a rewrite is taken for a model.
         for file in (name, MODEL):
-            os.replace(Path(work) / file, folder / file)
+            (Path(work) / file).replace(folder / file)
     return before - (folder / name).stat().st_size
 
 

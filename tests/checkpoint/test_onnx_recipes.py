@@ -1,0 +1,63 @@
+from typing import Any
+
+import pytest
+
+from steps.checkpoint.onnx_recipes import LADDER, Recipe, builder_arguments, unusable
+
+SMOLLM2: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "tie_word_embeddings": True,
+}
+
+
+def test_every_rung_can_be_built_of_a_small_tied_model() -> None:
+    assert [unusable(recipe, SMOLLM2) for recipe in LADDER] == [None] * len(LADDER)
+
+
+def test_the_rungs_have_names_of_their_own() -> None:
+    assert len({recipe.name for recipe in LADDER}) == len(LADDER)
+
+
+@pytest.mark.parametrize("algorithm", ["k_quant", "k_quant_mixed", "rtn"])
+def test_a_block_size_that_does_not_divide_a_dimension_is_named_with_it(algorithm: str) -> None:
+    reason = unusable(Recipe("mixed", "int4", block_size=128, algorithm=algorithm), SMOLLM2)
+    assert reason is not None
+    assert "blocks of 128 do not divide hidden_size=576" in reason
+
+
+def test_the_default_algorithm_fills_up_a_block() -> None:
+    assert unusable(Recipe("int4", "int4", block_size=128), SMOLLM2) is None
+
+
+def test_the_heads_own_size_counts_where_it_is_not_the_hidden_size() -> None:
+    config = SMOLLM2 | {"head_dim": 24}
+    reason = unusable(Recipe("mixed", "int4", block_size=32, algorithm="k_quant"), config)
+    assert reason is not None
+    assert "num_attention_heads x head_dim=216" in reason
+
+
+def test_asymmetric_int4_is_refused_where_the_embedding_is_tied() -> None:
+    recipe = Recipe("asymmetric", "int4", symmetric=False)
+    assert "asymmetric" in str(unusable(recipe, SMOLLM2))
+    assert unusable(recipe, SMOLLM2 | {"tie_word_embeddings": False}) is None
+
+
+@pytest.mark.parametrize("config", [SMOLLM2 | {"tie_word_embeddings": False}, SMOLLM2 | {"hidden_size": 592}])
+def test_an_embedding_is_shared_only_where_the_head_can_be_read_as_it(config: dict[str, Any]) -> None:
+    assert unusable(Recipe("shared", "int8", block_size=64, shared_embedding=True), config) is not None
+
+
+@pytest.mark.parametrize(("model_type", "tied"), [("llama", False), ("gemma2", True)])
+def test_what_config_json_leaves_out_is_the_default_of_its_class(model_type: str, tied: bool) -> None:
+    config = {key: value for key, value in SMOLLM2.items() if key != "tie_word_embeddings"} | {"model_type": model_type}
+    reason = unusable(Recipe("shared", "int8", block_size=64, shared_embedding=True), config)
+    assert (reason is None) == tied
+
+
+def test_an_unquantised_recipe_says_nothing_of_blocks() -> None:
+    arguments = builder_arguments(Recipe("fp32", "fp32"))
+    assert arguments[:2] == ["-p", "fp32"]
+    assert not any("block_size" in argument for argument in arguments)
