@@ -1,7 +1,8 @@
 """build_onnx_wrapper: reads the snapshot of fetch_model; writes a Python model around onnxruntime-genai.
 
-onnxruntime-genai's builder makes the ONNX model in a process of its own, so that its memory is given back. The step
-logs the wrapper `steps/wrappers/onnx_chat.py` as code, loads it, and has it answer a question.
+onnxruntime-genai's builder makes the ONNX model in a process of its own, so that its memory is given back. It follows
+the recipe that the configuration names, or, with onnx=auto, the first of several that keeps evaluate's fidelity gates.
+The step logs the wrapper `steps/wrappers/onnx_chat.py` as code, loads it, and has it answer a question.
 """
 
 import shutil
@@ -15,14 +16,16 @@ import mlflow
 from steps.checkpoint.architectures import require_known_architecture
 from steps.checkpoint.hub import fetch_onnx
 from steps.checkpoint.manifest import MANIFEST
-from steps.checkpoint.onnx_export import build_onnx, require_runnable
+from steps.checkpoint.onnx_export import build_onnx, recipe_of, require_runnable
 from steps.checkpoint.snapshot import present
 from steps.config.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
+from steps.ladder.climb import climb
 from steps.logged_models.logged_model import logged_folder, record_model, without_bytecode
 from steps.logged_models.requirements import locked
 from steps.records.errors import StepError
 from steps.records.files import describe, digest, files_below
 from steps.records.step import Inputs, Outputs
+from steps.records.tags import DIGEST
 from steps.wrappers import onnx_chat, onnx_engine
 
 BUILDER_LOG = "builder.log"
@@ -36,10 +39,16 @@ def run(config: Config, inputs: Inputs) -> Outputs:
         if options.repo_id is None:
             snapshot = stack.enter_context(present(inputs["fetch_model"]))
             require_known_architecture(snapshot)
+            log = Path(work) / BUILDER_LOG
             try:
-                build_onnx(snapshot, onnx, options, Path(work) / BUILDER_LOG)
+                if options.ladder is None:
+                    build_onnx(snapshot, onnx, recipe_of(options), options.execution_provider, log)
+                else:
+                    digest_of_snapshot = inputs["fetch_model"].data.tags[DIGEST]
+                    onnx = climb(snapshot, digest_of_snapshot, options, Path(work), log, reuse=config.reuse)
             finally:
-                mlflow.log_artifact(f"{work}/{BUILDER_LOG}")
+                if log.is_file():
+                    mlflow.log_artifact(str(log))
         else:
             fetch_prebuilt(onnx, options, offline=config.fetch_model.offline)
         mlflow.set_tag("onnx.sha256", digest(describe(files_below(onnx), onnx)))

@@ -22,6 +22,9 @@ REPORT, GATES, SUMMARY, SCORES = "report.html", "gates.json", "summary.txt", "sc
 PREDICTIONS, TABLE = "predictions.jsonl", "predictions_table.json"
 """What evaluate logs. register reads gates, scores (for the model card) and predictions (their examples)."""
 
+LADDER = "ladder.json"
+"""What build_onnx_wrapper logs of the recipes that onnx=auto tried; evaluate's report shows it."""
+
 REGISTERED = "registered.json"
 """What register logs: versions, aliases, and the history of champions."""
 
