@@ -7,9 +7,9 @@ import pytest
 
 from steps.build_onnx_wrapper import log_wrapper
 from steps.build_pipeline_wrapper import log_pipeline
-from steps.checkpoint.onnx_export import build_onnx
+from steps.checkpoint.onnx_export import build_onnx, recipe_of
 from steps.config.command_line import compose_config
-from steps.config.schema import ROOT
+from steps.config.schema import ROOT, ExecutionProvider
 from steps.evaluation.asking import Answer
 from steps.evaluation.predictions import Prediction, score
 from steps.evaluation.tasks import Example
@@ -21,7 +21,8 @@ def logged_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return the folders of the embedded model, logged as `pipeline` and, in int4, as `onnx`."""
     work, tiny = tmp_path_factory.mktemp("logged_models"), ROOT / "models" / "tiny_phi3"
     config = compose_config([])
-    build_onnx(tiny, work / "built", config.build_onnx_wrapper, work / "builder.log")
+    recipe = recipe_of(config.build_onnx_wrapper)
+    build_onnx(tiny, work / "built", recipe, ExecutionProvider.cpu, work / "builder.log")
     with pytest.MonkeyPatch.context() as patch, without_bytecode():
         # Not mlflow.set_tracking_uri: other files' tests, and the processes they start, would inherit it.
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{work}/store.db")

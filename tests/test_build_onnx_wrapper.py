@@ -18,9 +18,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from steps import build_onnx_wrapper, fetch_model
 from steps.build_onnx_wrapper import fetch_prebuilt
 from steps.checkpoint.architectures import known_architectures
-from steps.checkpoint.onnx_export import SLIDING_WINDOW, add_layer_types, build_onnx
+from steps.checkpoint.onnx_export import SLIDING_WINDOW, add_layer_types, build_onnx, recipe_of
+from steps.checkpoint.onnx_recipes import Recipe
 from steps.config.command_line import compose_config
-from steps.config.schema import BuildOnnxWrapper
+from steps.config.schema import BuildOnnxWrapper, ExecutionProvider
 from steps.logged_models.logged_model import logged_folder
 from steps.logged_models.process import candidate
 from steps.records.errors import StepError
@@ -64,7 +65,7 @@ def reference(tokens: list[int]) -> Logits:
 def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of an fp32 build."""
     folder = tmp_path_factory.mktemp("fp32")
-    build_onnx(TINY, folder / "onnx", options("onnx=fp32_cpu"), folder / "builder.log")
+    build_onnx(TINY, folder / "onnx", Recipe("fp32", "fp32"), ExecutionProvider.cpu, folder / "builder.log")
     return folder / "onnx"
 
 
@@ -209,6 +210,6 @@ def test_two_builds_of_one_checkpoint_are_the_same_to_the_last_byte(tmp_path: Pa
     digests = set()
     for name in ("one", "another"):
         folder = tmp_path / name / "onnx"
-        build_onnx(TINY, folder, options(), tmp_path / f"{name}.log")
+        build_onnx(TINY, folder, recipe_of(options()), ExecutionProvider.cpu, tmp_path / f"{name}.log")
         digests.add(digest(describe(files_below(folder), folder)))
     assert len(digests) == 1

@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from onnx import numpy_helper
 
 from steps.build_onnx_wrapper import log_wrapper
-from steps.checkpoint.onnx_export import build_onnx
+from steps.checkpoint.onnx_export import build_onnx, recipe_of
 from steps.config.command_line import compose_config
 from steps.evaluation.gates import Verdict, judge, read_gates
 from steps.evaluation.metrics import measure
@@ -63,7 +63,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     assert done.returncode == 0, done.stdout + done.stderr
     found = MlflowClient(store).search_runs(["1"])
     fp32 = compose_config(["onnx=fp32_cpu"]).build_onnx_wrapper
-    build_onnx(ROOT / "models" / "tiny_phi3", work / "fp32", fp32, work / "builder.log")
+    build_onnx(ROOT / "models" / "tiny_phi3", work / "fp32", recipe_of(fp32), fp32.execution_provider, work / "log")
     runs = {each.data.tags["step"]: each for each in found}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", store)

@@ -92,7 +92,7 @@ def compose_config(overrides: list[str]) -> Config:
             composed = compose("config", overrides=overrides)
             return to_config(composed)
         except (HydraException, OmegaConfBaseException) as error:
-            defaults = compose("config")
+            defaults = compose("config", overrides=["onnx=auto"])  # it has the most keys
             raise ConfigError(advise(error, overrides, defaults, CONF)) from error
 
 

@@ -27,6 +27,15 @@ from steps.report.ladder import draw, progress, table
 from steps.report.style import save
 
 
+def recipes_of(options: BuildOnnxWrapper) -> list[Recipe]:
+    """Return the recipes of the ladder of *options* in their order, with what *options* say of all of them."""
+    assert options.ladder is not None
+    by_name = {recipe.name: recipe for recipe in LADDER}
+    given = {key: getattr(options, key) for key in ("block_size", "accuracy_level")}
+    same = {key: value for key, value in given.items() if value is not None}
+    return [replace(by_name[name], **same) for name in options.ladder.recipes]
+
+
 class Climb:
     """A checkpoint and its ladder; what is built lies in `onnx` below *work*, one build at a time."""
 
@@ -38,14 +47,6 @@ class Climb:
         self.architecture: dict[str, Any] = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
         self.material = material_of(self.ladder)
         self.onnx = work / "onnx"
-
-    @property
-    def recipes(self) -> list[Recipe]:
-        """The recipes in their order, with what the configuration says of all of them."""
-        by_name = {recipe.name: recipe for recipe in LADDER}
-        given = {key: getattr(self.options, key) for key in ("block_size", "accuracy_level")}
-        same = {key: value for key, value in given.items() if value is not None}
-        return [replace(by_name[name], **same) for name in self.ladder.recipes]
 
     @cached_property
     def reference(self) -> Reference:
@@ -113,7 +114,7 @@ def climb(snapshot: Path, digest: str, options: BuildOnnxWrapper, work: Path, lo
     """
     here = Climb(snapshot, digest, options, work, log)
     rungs: list[Rung] = []
-    for recipe in here.recipes:
+    for recipe in recipes_of(options):
         rungs.append(here.rung(recipe, reuse=reuse))
         print(f"  {progress(as_dict(rungs[-1]))}", flush=True)
         if rungs[-1].verdict == PASSED:

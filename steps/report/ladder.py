@@ -1,11 +1,12 @@
 """The ladder of onnx=auto for people: a line each, a table, and a plot of closeness against size and speed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from steps.evaluation.metrics import show
 from steps.report.style import COLOURS, INK, MUTED, WIDTH, style
@@ -48,7 +49,7 @@ def draw(ladder: Ladder) -> Figure:
         figure = Figure(figsize=(WIDTH, 5.2))
         FigureCanvasAgg(figure)
         by_size, by_speed = figure.subplots(2, 1)
-        _panel(by_size, measured, limits, "cost.size_ratio", "Size, of the checkpoint's", ladder["chosen"])
+        _panel(by_size, measured, limits, "cost.size_ratio", "Size, relative to the checkpoint", ladder["chosen"])
         _panel(by_speed, measured, limits, "cost.decode_tokens_per_second", "Tokens a second", ladder["chosen"])
     words = "; ".join(progress(rung) for rung in measured)
     figure.set_label(f"KL divergence of each recipe from the checkpoint, against its size and its speed: {words}")
@@ -56,28 +57,29 @@ def draw(ladder: Ladder) -> Figure:
 
 
 def _panel(
-    axes: Axes, measured: Iterable[Mapping[str, Any]], limits: list[float], figure: str, label: str, chosen: str | None
+    axes: Axes, measured: Sequence[Mapping[str, Any]], limits: list[float], figure: str, label: str, chosen: str | None
 ) -> None:
     axes.tick_params(which="both", length=0)
     axes.set_axisbelow(True)
     axes.grid(visible=True)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylabel("KL, nats")
     axes.set_xlabel(label)
-    axes.margins(x=0.22, y=0.22)
+    most = max(rung["figures"][figure] for rung in measured)
+    axes.set_xlim(0, most * 1.1)
     for limit in limits:
         axes.axhline(limit, color=MUTED, linestyle="--", linewidth=1)
-        axes.annotate(
-            "limit", (1, limit), (-2, 3), axes.get_yaxis_transform(), "offset points", ha="right", color=MUTED
-        )
+        end = (1, limit), (-2, 3), axes.get_yaxis_transform(), "offset points"
+        axes.annotate(f"limit {limit:g}", *end, ha="right", color=MUTED)
     for rung in measured:
         name, figures = rung["recipe"]["name"], rung["figures"]
         place = figures[figure], max(figures["fidelity.kl_mean"], LEAST_KL)
-        won = name == chosen
-        axes.plot(*place, "o", markersize=8, color=COLOURS[0], markerfacecolor=COLOURS[0] if won else "none")
-        closer = " (closer)" if figures["fidelity.kl_mean"] < LEAST_KL else ""
-        axes.annotate(f"{name}{closer}", place, (0, 8), textcoords="offset points", ha="center", color=INK)
-    axes.set_xlim(left=0)
+        axes.plot(*place, "o", markersize=8, color=COLOURS[0], markerfacecolor=COLOURS[0] if name == chosen else "none")
+        words = f"{name}, closer" if figures["fidelity.kl_mean"] < LEAST_KL else name
+        side, away = ("left", 8) if place[0] < most / 2 else ("right", -8)
+        axes.annotate(words, place, (away, 0), textcoords="offset points", ha=side, va="center", color=INK)
+    axes.margins(y=0.15)
 
 
 def _cells(figures: Mapping[str, float | None]) -> list[str]:

@@ -17,6 +17,9 @@ from steps.evaluation.fidelity import TokenFidelity
 from steps.evaluation.gates import FAILED, INCONCLUSIVE, PASSED, Verdict, overall
 from steps.evaluation.metrics import MEANINGS, Meaning, show
 from steps.evaluation.predictions import Prediction
+from steps.report.ladder import HEAD, Ladder
+from steps.report.ladder import draw as draw_ladder
+from steps.report.ladder import rows as rungs
 from steps.report.style import COLOURS, inline_svg
 
 SHOWN = 25
@@ -93,12 +96,13 @@ def write_report(
     measured: Mapping[str, Any],
     provenance: Mapping[str, Any],
     fidelity: Mapping[str, TokenFidelity] | None = None,
+    ladder: Ladder | None = None,
 ) -> None:
     """Write the report to *path*.
 
     *measured* says how it was measured (threads, options) and *provenance* what (commits, URIs), as labels
-    and values. Of *fidelity*, by candidate, text n is example n; texts beyond the last are of no example.
-    Any text, theirs or a candidate's, is shown as it is and never read as HTML.
+    and values. Of *fidelity*, by candidate, text n is example n; texts beyond the last are of no example. *ladder* is
+    what onnx=auto tried. Any text, theirs or a candidate's, is shown as it is and never read as HTML.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -128,6 +132,7 @@ def write_report(
         areas=_by_area(rows),
         fidelity=any(row.name.startswith("fidelity.") for row in rows),
         figures=[(name, _inline(figure), CAPTIONS.get(name, name)) for name, figure in figures.items()],
+        ladder=ladder and {"head": HEAD, "rows": rungs(ladder), "plot": _inline(draw_ladder(ladder))},
         notable=notable[:SHOWN],
         notable_total=len(notable),
         remote=remote,

@@ -8,6 +8,7 @@ from steps.evaluation.gates import Verdict, write_gates
 from steps.evaluation.predictions import Prediction, write_predictions
 from steps.measurement.measure import Measurements
 from steps.records.artifacts import GATES, PREDICTIONS, REPORT, SCORES, SUMMARY
+from steps.report.ladder import Ladder
 from steps.report.page import metric_rows, write_report
 from steps.report.plots import draw
 from steps.report.style import save
@@ -32,8 +33,9 @@ def write_results(
     found: Measurements,
     config: Config,
     provenance: dict[str, str],
+    ladder: Ladder | None = None,
 ) -> None:
-    """Write predictions, gates, plots, report and summary to *folder*."""
+    """Write predictions, gates, plots, report and summary to *folder*; *ladder* is what onnx=auto tried."""
     figures = draw(predictions, metrics, found.fidelity, found.timings)
     candidates = list(found.answers)
     fidelity, cost = config.evaluate.fidelity, config.evaluate.cost
@@ -64,6 +66,7 @@ def write_results(
             "Failures": "; ".join(found.failures) or "none",
         },
         provenance=provenance,
+        ladder=ladder,
     )
     (folder / SUMMARY).write_text(summary(metrics, candidates), encoding="utf-8")
     (folder / SCORES).write_text(scores(metrics), encoding="utf-8")

@@ -10,7 +10,8 @@ from mlflow.pyfunc import PyFuncModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steps.checkpoint.onnx_export import build_onnx
-from steps.config.command_line import compose_config
+from steps.checkpoint.onnx_recipes import Recipe
+from steps.config.schema import ExecutionProvider
 from steps.logged_models.language_model import LanguageModel, OnnxModel, TorchModel, language_model
 from steps.records.errors import StepError
 from tests.conftest import ROOT
@@ -29,7 +30,7 @@ def torch_model() -> LanguageModel:
 def onnx_model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     """Return an fp32 build of the embedded checkpoint."""
     folder = tmp_path_factory.mktemp("fp32")
-    build_onnx(TINY, folder / "onnx", compose_config(["onnx=fp32_cpu"]).build_onnx_wrapper, folder / "builder.log")
+    build_onnx(TINY, folder / "onnx", Recipe("fp32", "fp32"), ExecutionProvider.cpu, folder / "builder.log")
     return OnnxModel(folder / "onnx")
 
 

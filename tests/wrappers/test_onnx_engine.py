@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from steps.checkpoint.onnx_export import build_onnx
+from steps.checkpoint.onnx_export import build_onnx, recipe_of
 from steps.config.command_line import compose_config
+from steps.config.schema import ExecutionProvider
 from steps.wrappers import onnx_engine
 from steps.wrappers.onnx_engine import GRAIN, Model, Row, Scheduler
 from tests.conftest import ROOT
@@ -51,7 +52,8 @@ def int4(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """Return the embedded model as the flow builds it."""
     folder = tmp_path_factory.mktemp("int4")
     options = compose_config([]).build_onnx_wrapper
-    build_onnx(ROOT / "models" / "tiny_phi3", folder / "onnx", options, folder / "builder.log")
+    recipe = recipe_of(options)
+    build_onnx(ROOT / "models" / "tiny_phi3", folder / "onnx", recipe, ExecutionProvider.cpu, folder / "builder.log")
     return Model(folder / "onnx", 1)
 
 
