@@ -19,7 +19,7 @@ from steps.logged_models.language_model import OnnxModel, TorchModel
 from steps.measurement.measure import COMPARES_TEXT
 from steps.measurement.worker import Chat, texts_of
 from steps.records.errors import StepError
-from steps.wrappers.onnx_chat import usable_cpus
+from steps.wrappers.onnx.cpus import usable_cpus
 
 QUESTIONS = 100
 """Of the task, that are read with their references as answers."""
