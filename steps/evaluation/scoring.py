@@ -1,6 +1,6 @@
 """Decide whether one answer is right; `SCORERS` is the list to extend.
 
-A scorer sees text only. For a scorer in `CHOOSING`, the text is the choice that the model found likeliest (see `choices`).
+A scorer sees text only. For a scorer in `CHOOSING`, that is the choice which the model found likeliest (see `choices`).
 """
 
 import difflib
@@ -11,7 +11,6 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from reprlib import repr as brief
 from typing import Any
-
 
 THINK, THINK_END = "<think>", "</think>"
 
