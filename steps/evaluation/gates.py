@@ -6,8 +6,8 @@ A gate names a metric and a `min`, a `max` or both. Its `use` says what is compa
 - `interval`: the whole 95 % interval. It passes if all of it keeps the limits, fails if all of it breaks one, and is
   inconclusive otherwise: too few examples to tell.
 
-Gates fail closed: a missing figure fails, and so does a figure or bound that is not finite. A figure without an interval
-(too few examples) is inconclusive, and so is an evaluation without gates.
+Gates fail closed: a missing figure fails, and so does a figure or bound that is not finite. A figure without an
+interval (too few examples) is inconclusive, and so is an evaluation without gates.
 """
 
 import difflib
