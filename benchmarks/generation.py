@@ -1,4 +1,4 @@
-"""How fast the ONNX wrapper generates, beside what it is made of and what it competes with, in one run.
+"""How fast the ONNX wrapper generates, compared with onnxruntime-genai itself and with alternatives, in one run.
 
     python -m benchmarks.generation [--work build/benchmarks] [--rounds 5] [--json FILE] [--only part ...]
 

@@ -1,4 +1,4 @@
-"""How the ONNX wrapper serves eight clients at once over HTTP, beside other ways to serve the same build.
+"""How the ONNX wrapper serves eight clients at once over HTTP, compared with other ways to serve the same build.
 
     python -m benchmarks.serving [--work build/benchmarks] [--rounds 3] [--json FILE]
 

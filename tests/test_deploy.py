@@ -32,7 +32,7 @@ def test_the_guide_names_no_file_that_is_not_there() -> None:
     assert all((ROOT / name).is_file() for name in named)
 
 
-def test_kubernetes_asks_the_port_that_the_image_serves_and_limits_what_a_replica_takes() -> None:
+def test_kubernetes_asks_the_port_of_the_image_and_limits_what_a_replica_takes() -> None:
     deployment, service = documents(ROOT / "deploy" / "kubernetes" / "model.yaml")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     (port,) = container["ports"]

@@ -60,7 +60,8 @@ def test_a_line_that_is_no_question_is_named(tmp_path: Path) -> None:
         options(f"evaluate.task={task}")
 
 
-def test_a_task_with_a_line_that_is_no_question_stops_the_chain_before_anything_is_started(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_task_with_a_line_that_is_no_question_stops_the_chain_before_it_starts(tmp_path: Path) -> None:
     (tmp_path / "task.jsonl").write_text("[]\n")
     store = tmp_path / "store.db"
     done = run(

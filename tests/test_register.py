@@ -117,9 +117,7 @@ def damage(one: Run) -> None:
 
 
 @pytest.mark.slow
-def test_a_promotion_that_was_asked_for_and_failed_is_an_error_and_leaves_a_challenger(
-    store: str, pipeline: Run, tmp_path: Path
-) -> None:
+def test_a_promotion_that_was_asked_for_and_refused_is_an_error(store: str, pipeline: Run, tmp_path: Path) -> None:
     do_step("register", config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)))
     worse = evaluated(tmp_path, pipeline, built(tmp_path, "no"), REFERENCES)
     kept = "version 2 of echo stays champion, version 3 is challenger"
@@ -134,7 +132,7 @@ def test_a_promotion_that_was_asked_for_and_failed_is_an_error_and_leaves_a_chal
 
 
 @pytest.mark.slow
-def test_a_promotion_can_be_rolled_back_from_the_command_line_and_says_who_when_and_why(
+def test_a_promotion_can_be_rolled_back_by_a_command_and_says_who_when_and_why(
     store: str, pipeline: Run, tmp_path: Path
 ) -> None:
     do_step("register", config(evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)))
@@ -176,6 +174,7 @@ def test_a_champion_whose_files_are_damaged_does_not_come_back(store: str, pipel
     assert aliases()["champion"] == "3"
 
 
+@pytest.mark.slow
 def test_a_rollback_goes_with_nothing_that_registers(store: str) -> None:
     for more in ("evaluate_run_id=abc", "register.promote=true"):
         with pytest.raises(ConfigError, match="neither evaluate_run_id nor register"):
@@ -263,7 +262,7 @@ def test_a_model_with_another_signature_than_the_champion_is_refused(store: str,
     [("mlflow.MlflowClient.create_model_version", ["1"]), ("steps.register.complete_version", ["1", "2"])],
     ids=["versions", "bills_of_materials"],
 )
-def test_a_kill_between_the_candidates_leaves_no_alias_and_the_same_command_completes(
+def test_a_kill_between_the_candidates_leaves_no_alias_and_can_be_completed(
     store: str, pipeline: Run, tmp_path: Path, second_call: str, left: list[str]
 ) -> None:
     evaluate = evaluated(tmp_path, pipeline, built(tmp_path, "yes"), REFERENCES)

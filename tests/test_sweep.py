@@ -88,7 +88,7 @@ def test_what_is_no_override_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_values_without_an_end_are_refused_also_where_hydras_own_flag_asks_for_a_sweep() -> None:
+def test_values_without_an_end_are_refused_with_hydras_own_flag_too() -> None:
     assert refused("--multirun", "seed=interval(0,1)").startswith(
         "sweep: seed=interval(0,1) cannot be tried one by one"
     )

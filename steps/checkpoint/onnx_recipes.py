@@ -45,12 +45,12 @@ class Recipe:
 
 LADDER = (
     Recipe("int4", "int4"),
-    Recipe("int4_mixed", "int4", algorithm="k_quant_mixed", shared_embedding=True),
+    Recipe("int4_mixed", "int4", algorithm="k_quant_mixed"),
     Recipe("int8_shared", "int8", block_size=64, shared_embedding=True),
     Recipe("int8", "int8"),
     Recipe("fp32", "fp32"),
 )
-"""The rungs for a CPU from small to large, one for each step in quality; docs/models.md has their figures."""
+"""The rungs for a CPU from small to large, one for each step in quality; docs/guides/models.md has their figures."""
 
 
 def builder_arguments(recipe: Recipe) -> list[str]:

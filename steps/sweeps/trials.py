@@ -27,7 +27,7 @@ class Place(Protocol):
         """Run *command* with *variables*; return its exit code, or LOST. Called from several threads."""
 
     def stop(self, is_over: IsOver) -> None:
-        """End what runs, by and by more forcibly, until *is_over*."""
+        """End all trials, ever more forcibly, until *is_over*."""
 
 
 class ThisMachine:
@@ -36,7 +36,7 @@ class ThisMachine:
     start = staticmethod(start_here)
 
     def stop(self, is_over: IsOver) -> None:
-        """End what runs, by and by more forcibly, until *is_over*."""
+        """End all trials, ever more forcibly, until *is_over*."""
         end_children(is_over, TRIAL_GRACE_SECONDS)
 
 

@@ -80,7 +80,7 @@ def test_a_repository_without_safetensors_is_refused_before_anything_is_download
     assert len(hub.log) == 1
 
 
-def test_what_the_caller_has_against_a_checkpoint_is_said_before_its_weights_are_downloaded(
+def test_a_checkpoint_that_the_caller_refuses_is_refused_before_its_weights_come(
     hub: Hub, repository: Repository
 ) -> None:
     def refuse(folder: Path) -> None:
@@ -101,7 +101,7 @@ def test_an_index_that_names_weights_which_are_not_there_is_refused(hub: Hub) ->
         fetch()
 
 
-def test_a_ready_onnx_folder_is_fetched_with_the_repositorys_card_and_nothing_beside_it(hub: Hub) -> None:
+def test_a_ready_onnx_folder_is_fetched_with_the_card_and_nothing_else(hub: Hub) -> None:
     folder = "cpu_and_mobile/cpu-int4"
     wanted = {
         "LICENSE": b"MIT",

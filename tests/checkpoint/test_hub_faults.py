@@ -104,7 +104,7 @@ def test_a_hub_that_asks_to_wait_is_asked_again_then(
         (403, {}, r"refuses \S+ \(403", []),
     ],
 )
-def test_a_hub_that_does_not_say_which_commit_it_is_is_an_error_though_the_cache_has_one(
+def test_a_hub_that_names_no_commit_is_an_error_though_the_cache_has_one(
     hub: Hub,
     repository: Repository,
     status: int,
@@ -193,7 +193,7 @@ def test_a_file_that_is_listed_and_not_there_is_an_error(hub: Hub, repository: R
         fetch(offline=True)
 
 
-def test_a_file_that_only_one_of_the_two_listings_names_is_an_error_and_that_listing_is_not_kept(
+def test_a_file_in_only_one_of_two_listings_is_an_error_and_no_listing_is_kept(
     hub: Hub, repository: Repository, home: Path
 ) -> None:
     repository.hidden.add("tokenizer.json")

@@ -1,3 +1,5 @@
+"""A recipe is the builder's arguments, or one line that says why it cannot be built."""
+
 from typing import Any
 
 import pytest

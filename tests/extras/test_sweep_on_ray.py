@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -15,9 +16,10 @@ from tests.conftest import FEW_QUESTIONS, committed, run
 from tests.marked_processes import Started
 from tests.servers import free_port, process, wait_for
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-ray.in")
-
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install -r requirements-ray.in"),
+]
 
 RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 

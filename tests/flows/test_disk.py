@@ -22,7 +22,7 @@ LIMIT = 1_200_000
     ],
     ids=["while an artifact is logged", "while a model is logged", "while ONNX is built"],
 )
-def test_on_a_full_disk_a_step_fails_in_one_line_and_with_space_again_the_flow_completes(
+def test_on_a_full_disk_a_step_fails_in_one_line_and_with_space_it_completes(
     store: str, capsys: pytest.CaptureFixture[str], step: str, override: str, fact: str
 ) -> None:
     inputs = []

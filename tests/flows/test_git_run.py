@@ -100,7 +100,7 @@ def flows(url: str, repository: Path, tmp_path_factory: pytest.TempPathFactory) 
     return Flows(clients[0], found)
 
 
-def test_a_whole_flow_runs_from_a_commit_into_a_relative_store_with_a_task_of_ones_own(
+def test_a_flow_runs_from_a_commit_into_a_relative_store_with_a_task_of_ones_own(
     flows: Flows, repository: Path
 ) -> None:
     commit, runs = commit_of(repository), flows.runs[0]

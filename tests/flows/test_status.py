@@ -37,7 +37,7 @@ def is_logging() -> bool:
     return any(str(each.status) == "PENDING" and each.source_run_id in at_work for each in models)
 
 
-def test_after_each_signal_nothing_lives_on_nothing_is_running_and_the_same_command_completes(store: str) -> None:
+def test_after_each_signal_nothing_lives_on_and_the_same_command_completes(store: str) -> None:
     for command, victim, sent in KILLS:
         case = f"{sent.name} to {victim}"
         print(case)

@@ -70,7 +70,7 @@ def test_a_second_text_knows_nothing_of_the_first(onnx_model: LanguageModel) -> 
     assert np.array_equal(onnx_model.logits(ids), first)
 
 
-def test_the_ids_of_a_chat_are_those_of_transformers_and_the_answer_begins_where_it_does(
+def test_a_chat_has_the_ids_of_transformers_and_its_answer_begins_in_the_same_place(
     torch_model: LanguageModel, onnx_model: LanguageModel
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(TINY)

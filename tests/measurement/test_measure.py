@@ -1,5 +1,6 @@
 """What fails is a finding: it is noted once, its figures are missing, and the other candidates go on."""
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -14,25 +15,14 @@ from steps.evaluation.metrics import Measured
 from steps.evaluation.tasks import Example
 from steps.logged_models.process import candidate
 from steps.measurement.measure import TURN, Measurements, measure_candidates
+from tests.conftest import PROGRAMS
 
-MODEL = """
-import os
-import mlflow
-class Model(mlflow.pyfunc.PythonModel):
-    def load_context(self, context):
-        {load}
-    def predict(self, context, model_input, params=None):
-        question = model_input["messages"].iloc[0][-1]["content"]
-        {answer}
-        message = {{"role": "assistant", "content": question.upper()}}
-        choice = {{"index": 0, "message": message, "finish_reason": "stop"}}
-        return [{{"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}}]
-mlflow.models.set_model(Model())
-"""
-MODELS = {
-    "good": {"load": "pass", "answer": "pass"},
-    "broken": {"load": "raise RuntimeError('half of the file is missing')", "answer": "pass"},
-    "dying": {"load": "pass", "answer": f"question == 'question {TURN + 1}' and os._exit(1)"},
+pytestmark = pytest.mark.slow
+
+BEHAVIOURS = {
+    "good": {},
+    "broken": {"cannot_load": "half of the file is missing"},
+    "dying": {"dies_at": f"question {TURN + 1}"},
 }
 EXAMPLES = [
     Example(f"q{number}", [{"role": "user", "content": f"question {number}"}], f"QUESTION {number}")
@@ -47,16 +37,17 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measurements]:
     options = compose_config(["evaluate.contract_examples=1"]).evaluate
     signature = ModelSignature(CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA)
     with ExitStack() as stack:
-        for name, parts in MODELS.items():
-            code = work / f"{name}.py"
-            code.write_text(MODEL.format(**parts))
-            if name == "broken":
-                code.write_text(MODEL.format(**MODELS["good"]))
+        (work / "behaviour.json").write_text("{}")
+        for name, behaviour in BEHAVIOURS.items():
             mlflow.pyfunc.save_model(
-                work / name, python_model=str(code), signature=signature, pip_requirements=["mlflow"]
+                work / name,
+                python_model=str(PROGRAMS / "upper.py"),
+                artifacts={"behaviour": str(work / "behaviour.json")},
+                signature=signature,
+                pip_requirements=["mlflow"],
             )
-            (work / name / f"{name}.py").write_text(MODEL.format(**parts))
-        loading = {name: stack.enter_context(candidate(name, work / name)) for name in MODELS}
+            (work / name / "artifacts" / "behaviour.json").write_text(json.dumps(behaviour))
+        loading = {name: stack.enter_context(candidate(name, work / name)) for name in BEHAVIOURS}
         yield measure_candidates(loading, "good", EXAMPLES, options)
 
 

@@ -56,7 +56,7 @@ def test_the_history_says_when_by_which_run_by_whom_and_why(echo: MlflowClient) 
     assert change.time.endswith("Z")
 
 
-def test_a_rollback_exchanges_champion_and_previous_and_another_one_exchanges_them_again(echo: MlflowClient) -> None:
+def test_a_rollback_exchanges_champion_and_previous_and_a_second_one_does_again(echo: MlflowClient) -> None:
     crown("1")
     crown("2")
     assert roll_back("echo", "it was worse").reason == "it was worse"
@@ -82,6 +82,7 @@ def test_a_change_by_hand_is_noticed_before_the_next_one(echo: MlflowClient) -> 
     assert history("echo")[1].reason == "made by hand, or by a run that was interrupted"
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer_is_not_taken_for_one_without_a_champion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")

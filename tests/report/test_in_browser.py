@@ -22,6 +22,8 @@ from steps.report.plots import draw
 from steps.report.results import Results
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 BROWSER = ROOT / "tests" / "browser.py"
 DESKTOP, PHONE = "1280x800", "390x844"
 

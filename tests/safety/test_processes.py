@@ -213,7 +213,7 @@ def test_a_chain_whose_launcher_is_gone_closes_the_run_of_a_step_that_does_not_e
     assert {run.info.run_name: run.info.status for run in runs} == {"main": "KILLED", "fetch_model": "KILLED"}
 
 
-def test_each_has_ended_what_is_below_it_and_closed_its_runs_before_it_is_ended_itself() -> None:
+def test_each_has_time_to_end_what_is_below_it_and_close_its_runs() -> None:
     closing_takes = 0.5
     assert processes.GRACE_SECONDS + closing_takes < processes.TRIAL_GRACE_SECONDS
     assert processes.TRIAL_GRACE_SECONDS + closing_takes < processes.OWN_GRACE_SECONDS
