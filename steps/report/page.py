@@ -181,7 +181,7 @@ def limits(verdict: Verdict) -> str:
     return ", ".join(f"{words} {show(limit, unit)}" for words, limit in pairs if limit is not None)
 
 
-def _ladder_section(ladder: Ladder | None) -> dict[str, Any] | None:
+def _ladder_section(ladder: Ladder | None) -> dict[str, object] | None:
     """Return what the page shows of *ladder*: the head and the rows of its table, and its plot."""
     return ladder and {"head": HEAD, "rows": rungs(ladder), "plot": _inline(draw_ladder(ladder))}
 
