@@ -66,13 +66,13 @@ def material_of(ladder: Ladder) -> Material:
 def reference_of(snapshot: Path, material: Material, folder: Path) -> Reference:
     """Write the logits of transformers alone for the checkpoint in *snapshot* to *folder*."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(usable_cpus())
     # On a CPU without bf16 of its own also the faster one.
     dtype = "float32" if psutil.virtual_memory().available > _fp32_bytes(snapshot) else "auto"
     model = AutoModelForCausalLM.from_pretrained(snapshot, dtype=dtype, local_files_only=True)
-    language = TorchModel(model, snapshot)
+    language = TorchModel(model, AutoTokenizer.from_pretrained(snapshot, local_files_only=True))
     read = texts_of(language, material.chats, material.text, material.context)
     texts = _limited([text for text in read if text.begins < len(text.ids)], len(material.chats))
     for number, text in enumerate(texts):
