@@ -11,7 +11,8 @@ import onnxruntime_genai as og
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from benchmarks.document_wrapper import DocumentWrapper
-from steps.wrappers import onnx_chat
+from steps.wrappers.onnx.model import OnnxChatModel
+from steps.wrappers.onnx.tokenizer import ChatTokenizer
 
 Contender = Callable[[Sequence[str], int], tuple[int, float]]
 """(prompts, max_tokens) → tokens generated in all, and wall seconds. A prompt is what a user says."""
@@ -35,7 +36,7 @@ def ask(text: str, max_tokens: int) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], "max_tokens": max_tokens}
 
 
-def wrapper(model: onnx_chat.OnnxChatModel) -> Contender:
+def wrapper(model: OnnxChatModel) -> Contender:
     """Return the project's wrapper, every prompt a row of one call."""
 
     def generate(prompts: Sequence[str], max_tokens: int) -> tuple[int, float]:
@@ -53,13 +54,13 @@ class BareLoop:
         session = {"intra_op_num_threads": threads}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self.model = og.Model(config)
-        self.text = onnx_chat.Text(folder)
+        self.tokenizer = ChatTokenizer(folder)
         ends = json.loads((folder / "genai_config.json").read_text())["model"]["eos_token_id"]
         self.ends = {*ends} if isinstance(ends, list) else {ends}
 
     def __call__(self, prompts: Sequence[str], max_tokens: int) -> tuple[int, float]:
         """Generate; the prompts are of one length, and their encoding is not in the seconds."""
-        ids = np.array([self.text.encode_chat(ask(p, 1)["messages"]) for p in prompts], dtype=np.int32)
+        ids = np.array([self.tokenizer.encode_chat(ask(p, 1)["messages"]) for p in prompts], dtype=np.int32)
         return timed(lambda: self._generate(ids, max_tokens))
 
     def _generate(self, ids: np.ndarray[Any, np.dtype[np.int32]], max_tokens: int) -> int:
@@ -139,7 +140,7 @@ def llama_cpp(gguf: Path, folder: Path, threads: int) -> Contender:
     import llama_cpp as library
 
     llama = library.Llama(str(gguf), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
-    text = onnx_chat.Text(folder)
+    tokenizer = ChatTokenizer(folder)
 
     def answer(ids: list[int], max_tokens: int) -> Iterator[int]:
         for made, token in enumerate(llama.generate(ids, top_k=1, temp=0.0, reset=True), 1):
@@ -148,7 +149,7 @@ def llama_cpp(gguf: Path, folder: Path, threads: int) -> Contender:
                 return
 
     def generate(prompts: Sequence[str], max_tokens: int) -> tuple[int, float]:
-        encoded = [text.encode_chat(ask(prompt, max_tokens)["messages"]) for prompt in prompts]
+        encoded = [tokenizer.encode_chat(ask(prompt, max_tokens)["messages"]) for prompt in prompts]
         return timed(lambda: sum(len(list(answer(ids, max_tokens))) for ids in encoded))
 
     return generate

@@ -1,8 +1,7 @@
-"""The source document's wrapper on onnxruntime-genai's API of today, as somebody would write it who follows it.
+"""The wrapper of the source document, on the current API of onnxruntime-genai.
 
-It answers the first row of its input, with og's tokenizer and og's own number of threads. Two things are added for the
-measurements: model_config may set the threads, and a lock, without which two calls at once would share a generator's
-time anyway. MLflow loads this file as code.
+It answers the first row of its input, with og's tokenizer and og's default number of threads. The measurements add two
+things: model_config may set the threads, and a lock lets calls run one at a time. MLflow loads this file as code.
 """
 
 import json

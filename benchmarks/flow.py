@@ -1,4 +1,4 @@
-"""How long the flow takes on the embedded model: cold, again, with one change, and beside its steps run alone.
+"""How long the flow takes on the embedded model: cold, again, with one change, and each step alone.
 
     python -m benchmarks.flow [--repeat 3]
 

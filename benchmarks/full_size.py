@@ -1,4 +1,4 @@
-"""The whole flow at Phi-3-mini's size: time, memory and disk of every step, and decoding beside the memory's limit.
+"""The whole flow at Phi-3-mini's size: time, memory and disk of each step, and decode speed against memory bandwidth.
 
     python -m benchmarks.full_size --work /somewhere/large [--clean] [--layers 2 --hidden 512 --intermediate 1024]
 
@@ -189,7 +189,7 @@ def steps_table(usages: dict[str, Usage]) -> str:
 
 
 def speed_table(size: Size) -> str:
-    """Return the table of decoding speed beside what the memory allows, where each token reads all weights."""
+    """Return the table of decode speed against the limit of memory bandwidth: each token reads all weights."""
     limit = bandwidth()
     lines = [f"Memory: {gigabytes(limit)} GB/s read.", ""]
     lines += [

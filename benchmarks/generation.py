@@ -1,4 +1,4 @@
-"""How fast the ONNX wrapper generates, beside what it is made of and what it competes with, in one run.
+"""How fast the ONNX wrapper generates, compared with onnxruntime-genai itself and with alternatives, in one run.
 
     python -m benchmarks.generation [--work build/benchmarks] [--rounds 5] [--json FILE] [--only part ...]
 
@@ -28,8 +28,8 @@ from benchmarks.document_wrapper import DocumentWrapper
 from benchmarks.random_phi3 import Size, add_size_options, chosen_size, make_checkpoint
 from benchmarks.report import Goal, in_turns, ratio, tell
 from steps.config.schema import ROOT
-from steps.wrappers import onnx_chat
-from steps.wrappers.onnx_chat import OnnxChatModel
+from steps.wrappers.onnx.cpus import usable_cpus
+from steps.wrappers.onnx.model import OnnxChatModel
 
 Medians = dict[str, dict[str, float]]
 DICE = random.Random(0)
@@ -53,7 +53,7 @@ def speed(work: Path, size: Size, rounds: int, prompt: int, answer: int) -> tupl
     """Measure one request and 16 rows."""
     checkpoint = make_checkpoint(work / "checkpoint", size)
     onnx = make_onnx(checkpoint, work)
-    threads = onnx_chat.usable_cpus()
+    threads = usable_cpus()
     bare = BareLoop(onnx, threads)
     ours = contenders.wrapper(contenders.load(OnnxChatModel(), onnx))
     ways: dict[str, Contender] = {
@@ -149,7 +149,7 @@ def calls(work: Path, rounds: int, answer: int = 8) -> tuple[Medians, list[Goal]
     started = time.perf_counter()
     model = contenders.load(OnnxChatModel(), onnx)
     loading = time.perf_counter() - started
-    ours, bare = contenders.wrapper(model), BareLoop(onnx, onnx_chat.usable_cpus())
+    ours, bare = contenders.wrapper(model), BareLoop(onnx, usable_cpus())
     cities = ["What is the capital of Spain?", "What is the capital of Italy?", "What is the capital of Chile?"]
 
     def seconds(contender: Contender) -> Callable[[], float]:
@@ -195,7 +195,7 @@ def blocks(work: Path, size: Size, rounds: int, prompt: int, answer: int) -> tup
         "fp32": ["onnx=fp32_cpu"],
     }
     folders = {name: make_onnx(checkpoint, work, *overrides) for name, overrides in builds.items()}
-    loops = {name: BareLoop(folder, onnx_chat.usable_cpus()) for name, folder in folders.items()}
+    loops = {name: BareLoop(folder, usable_cpus()) for name, folder in folders.items()}
     taken: dict[str, list[tuple[float, float, float]]] = {name: [] for name in loops}
     for _ in range(rounds + 1):
         for name, loop in loops.items():

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +31,7 @@ from steps.checkpoint.shared_embedding import share_embedding
 from steps.evaluation.fidelity import Text, chunks, compare, fidelity_metrics, joined, measured_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS = ("README.md", "docs/evaluation.md", "docs/serving.md")
+TEXTS = ("README.md", "docs/guides/evaluation.md", "docs/reference/serving.md")
 PROMPT, ANSWER = 64, 64
 """Tokens of a decoding that is timed."""
 
@@ -158,7 +159,7 @@ def main() -> None:
     builds = {name: Build(folder) for name, folder in folders.items()}
     figures = {name: made.fidelity(texts, reference) for name, made in builds.items()}
     prompt = texts[0].ids[:PROMPT]
-    rates = in_turns(options.rounds, {name: lambda m=made: m.decode_rate(prompt) for name, made in builds.items()})
+    rates = in_turns(options.rounds, {name: partial(made.decode_rate, prompt) for name, made in builds.items()})
     print(f"\n{checkpoint.name}, {figures['fp32']['fidelity.tokens']} tokens measured; {machine()}\n")
     print("| recipe | MB | of the checkpoint | perplexity, ratio | KL | same top | decode tok/s | of fp32 | build s |")
     print(f"|---{'|---' * 8}|")

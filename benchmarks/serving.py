@@ -1,12 +1,11 @@
-"""How the ONNX wrapper serves eight clients at once over HTTP, beside other ways to serve the same build.
+"""How the ONNX wrapper serves eight clients at once over HTTP, compared with other ways to serve the same build.
 
     python -m benchmarks.serving [--work build/benchmarks] [--rounds 3] [--json FILE]
 
 Makes the random Phi-3 of 330 M parameters and the default build (as `benchmarks.generation`, which shares its folder),
-and has `mlflow models serve` serve it in turns through: the wrapper; the wrapper with its engine as a thread of the
-server (`engine_thread`); the source document's wrapper behind a lock, with the same threads. Eight clients send prompts
-of 20 tokens and get 64; meanwhile /ping is asked 20 times a second. MLflow's server does not stream, so the time to the
-first token is taken from eight threads that share a loaded model.
+and has `mlflow models serve` serve it in turns through: the wrapper; the source document's wrapper behind a lock, with
+the same threads. Eight clients send prompts of 20 tokens and get 64; meanwhile /ping is asked 20 times a second.
+MLflow's server does not stream, so the time to the first token is taken from eight threads that share a loaded model.
 """
 
 import argparse
@@ -34,8 +33,12 @@ from benchmarks.document_wrapper import DocumentWrapper
 from benchmarks.generation import WORK, Medians, words
 from benchmarks.random_phi3 import Size, add_size_options, chosen_size, make_checkpoint
 from benchmarks.report import Goal, in_turns, ratio, tell
+from steps.build_onnx_wrapper import copied_wrapper
 from steps.config.schema import ROOT
-from steps.wrappers import onnx_chat, onnx_engine
+from steps.wrappers import onnx_chat
+from steps.wrappers.onnx.cpus import usable_cpus
+from steps.wrappers.onnx.model import OnnxChatModel
+from steps.wrappers.onnx.signatures import chat_signature
 from tests.servers import free_port, process, wait_for
 
 CLIENTS, PROMPT, ANSWER = 8, 20, 64
@@ -63,7 +66,7 @@ def document_body(text: str) -> dict[str, Any]:
     return {"dataframe_split": {"columns": ["prompt"], "data": [[TEMPLATE.format(text)]]}}
 
 
-def in_threads(model: onnx_chat.OnnxChatModel) -> Contender:
+def in_threads(model: OnnxChatModel) -> Contender:
     """Return *model* called as a server calls it, every prompt from a thread of its own, with no server."""
 
     def answer(prompt: str, max_tokens: int) -> int:
@@ -82,14 +85,15 @@ def served(server: Server, onnx: Path, work: Path) -> Iterator[None]:
     """Run `mlflow models serve` on a model of *server*'s code."""
     folder = work / f"served-{server.code.stem}"
     shutil.rmtree(folder, ignore_errors=True)  # the code may have changed since
-    mlflow.pyfunc.save_model(
-        path=str(folder),
-        python_model=str(server.code),
-        artifacts={"onnx": str(onnx), "engine": onnx_engine.__file__},
-        model_config=server.config,
-        signature=onnx_chat.chat_signature() if server.body is chat_body else None,
-        pip_requirements=["mlflow"],
-    )
+    with copied_wrapper() as package:
+        mlflow.pyfunc.save_model(
+            path=str(folder),
+            python_model=str(server.code),
+            artifacts={"onnx": str(onnx), "wrapper": str(package)},
+            model_config=server.config,
+            signature=chat_signature() if server.body is chat_body else None,
+            pip_requirements=["mlflow"],
+        )
     port = str(free_port())
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder), "-p", port]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow looks for uvicorn there
@@ -154,8 +158,8 @@ def first_tokens(answer: Callable[[str], Iterator[object]], requests: int) -> fl
 
 def measure_first_tokens(onnx: Path, rounds: int, requests: int) -> dict[str, list[float]]:
     """Return the median time to the first token of the wrapper and of the document's behind its lock."""
-    threads = onnx_chat.usable_cpus()
-    ours = contenders.load(onnx_chat.OnnxChatModel(), onnx)
+    threads = usable_cpus()
+    ours = contenders.load(OnnxChatModel(), onnx)
     theirs = contenders.load(DocumentWrapper(), onnx, threads=threads)
 
     def stream(text: str) -> Iterator[object]:
@@ -182,15 +186,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file for the figures")
     options = parser.parse_args()
     onnx = make_onnx(make_checkpoint(options.work / "checkpoint", chosen_size(options)), options.work)
-    threads = onnx_chat.usable_cpus()
+    threads = usable_cpus()
     servers = [
         Server("wrapper", Path(onnx_chat.__file__), chat_body, {}),
-        Server("engine in a thread", ROOT / "benchmarks" / "engine_thread.py", chat_body, {}),
         Server("document's, locked", ROOT / "benchmarks" / "document_wrapper.py", document_body, {"threads": threads}),
     ]
     pings: dict[str, list[float]] = {server.name: [] for server in servers}
     together: dict[str, Contender] = {
-        "wrapper, 8 threads, no server": in_threads(contenders.load(onnx_chat.OnnxChatModel(), onnx)),
+        "wrapper, 8 threads, no server": in_threads(contenders.load(OnnxChatModel(), onnx)),
         "og's bare batch of 8": BareLoop(onnx, threads),
         "og's Engine, 8 requests": OgEngine(onnx, threads),
     }

@@ -116,7 +116,7 @@ def _save_weights(tensors: Any, config: Any, folder: Path, dice: np.random.Gener
     model.load_state_dict(state | {"lm_head.weight": state["model.embed_tokens.weight"]})
     model.tie_weights()
     model.generation_config = GenerationConfig.from_model_config(config)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
 
 
 def _weights(tensor: Any, dice: np.random.Generator | None) -> Array:  # noqa: ANN401

@@ -1,17 +1,38 @@
-"""The steps of the project, one module each, and `main`, the chain that runs them."""
+"""The five steps, one module each, and the rooms that they share, in the order in which data passes.
+
+    main, sweep    run the chain once; once for every combination of values
+    fetch_model, build_pipeline_wrapper, build_onnx_wrapper, evaluate, register    the steps
+
+    checkpoint     a model's files, complete, from a folder or a hub; their export to ONNX
+    wrappers       code that travels inside the logged model
+    logged_models  a logged model: what it holds, in a process of its own, as a language model
+    measurement    asks, times and compares loaded candidates
+    evaluation     questions, scores, statistics, gates: numbers only
+    report         pages, plots and tables
+    registry       versions, aliases, promotion, model card
+    sweeps         the trials of a sweep
+    extras         optional features
+
+    flow           how a step becomes a run
+    config         what can be configured
+    safety         processes, locks, outages, secrets
+    records        names on which files agree
+
+docs/architecture.md says which room may import which.
+"""
 
 import os
 import sys
 
-# Before any library is imported: each of these reads its switches at import.
+# Before any library is imported, because each reads its switches at import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# How long a tracking server that is away is waited for: 0 + 4 + 8 + 16 + 32 s. MLflow's own 7 tries take four minutes.
+# Wait 0 + 4 + 8 + 16 + 32 s for a tracking server that does not answer. MLflow's own 7 tries take four minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
 if not sys.stderr.isatty():
-    # A log wants no progress bars.
+    # Not a terminal: progress bars would fill the log.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -1,6 +1,6 @@
 """`python -m steps STEP KEY=VALUE ...` runs one step.
 
-Small on purpose: processes that a step spawns import the main module again, and their memory is measured.
+Small on purpose: a process that a step spawns imports the main module again, and its memory is measured.
 """
 
 import sys

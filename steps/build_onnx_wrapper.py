@@ -1,22 +1,26 @@
 """build_onnx_wrapper: reads the snapshot of fetch_model; writes a Python model around onnxruntime-genai.
 
-onnxruntime-genai's builder makes the ONNX model in a process of its own, so that its memory is given back. It follows
-the recipe that the configuration names, or, with onnx=auto, the first of several that keeps evaluate's fidelity gates.
-The step logs the wrapper `steps/wrappers/onnx_chat.py` as code, loads it, and has it answer a question.
+onnxruntime-genai builds the ONNX model in a process of its own, so that its memory is given back. It follows the recipe
+of the configuration, or, with onnx=auto, the first of several that keeps evaluate's fidelity gates. The step logs the
+wrapper with it (`steps/wrappers/onnx_chat.py` as code, the package `steps/wrappers/onnx` as an artifact), loads the
+logged model, and has it answer a question.
 """
 
+import json
 import shutil
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
 
-from steps.checkpoint.architectures import require_known_architecture
+from steps.checkpoint.checks import require_known_architecture, require_known_positions
 from steps.checkpoint.hub import fetch_onnx
 from steps.checkpoint.manifest import MANIFEST
 from steps.checkpoint.onnx_export import build_onnx, recipe_of, require_runnable
+from steps.checkpoint.policy import end_tokens
 from steps.checkpoint.snapshot import present
 from steps.config.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
 from steps.ladder.climb import climb
@@ -25,8 +29,10 @@ from steps.logged_models.requirements import locked
 from steps.records.errors import StepError
 from steps.records.files import describe, digest, files_below
 from steps.records.step import Inputs, Outputs
-from steps.records.tags import DIGEST
-from steps.wrappers import onnx_chat, onnx_engine
+from steps.records.tags import DIGEST, END_TOKENS
+from steps.wrappers import onnx_chat
+from steps.wrappers.onnx import model
+from steps.wrappers.onnx.signatures import chat_signature, prompt_signature
 
 BUILDER_LOG = "builder.log"
 
@@ -38,7 +44,9 @@ def run(config: Config, inputs: Inputs) -> Outputs:
         onnx = Path(work) / "onnx"
         if options.repo_id is None:
             snapshot = stack.enter_context(present(inputs["fetch_model"]))
+            # fetch_model does not ask when it fetches for a prebuilt model.
             require_known_architecture(snapshot)
+            require_known_positions(snapshot)
             log = Path(work) / BUILDER_LOG
             try:
                 if options.ladder is None:
@@ -49,6 +57,7 @@ def run(config: Config, inputs: Inputs) -> Outputs:
             finally:
                 if log.is_file():
                     mlflow.log_artifact(str(log))
+            mlflow.set_tag(END_TOKENS, json.dumps(end_tokens(snapshot)))
         else:
             fetch_prebuilt(onnx, options, offline=config.fetch_model.offline)
         mlflow.set_tag("onnx.sha256", digest(describe(files_below(onnx), onnx)))
@@ -72,6 +81,16 @@ def fetch_prebuilt(output: Path, options: BuildOnnxWrapper, *, offline: bool) ->
     shutil.copytree(snapshot / folder, output)
 
 
+@contextmanager
+def copied_wrapper() -> Iterator[Path]:
+    """Yield a folder "wrapper" with the wrapper's package, to be logged as an artifact of that name."""
+    with tempfile.TemporaryDirectory() as work:
+        # Without bytecode, which differs each time, and with the name that onnx_chat.py expects.
+        yield shutil.copytree(
+            Path(model.__file__).parent, Path(work) / "wrapper", ignore=shutil.ignore_patterns("__pycache__")
+        )
+
+
 def log_wrapper(folder: Path, model_name: str, question: str, options: BuildOnnxWrapper) -> str:
     """Log the ONNX model in *folder* with its wrapper on the active run; return its `models:/` URI."""
     chat = options.interface is Interface.chat
@@ -79,22 +98,23 @@ def log_wrapper(folder: Path, model_name: str, question: str, options: BuildOnnx
     if options.execution_provider is ExecutionProvider.cuda:
         # It brings onnxruntime-gpu, which the lock lacks; onnxruntime itself must not lie beside that.
         runtime = [runtime[0].replace("onnxruntime-genai", "onnxruntime-genai-cuda")]
-    info = mlflow.pyfunc.log_model(
-        name="onnx",
-        python_model=onnx_chat.__file__,
-        artifacts={"onnx": str(folder), "engine": onnx_engine.__file__},
-        model_config={
-            "interface": options.interface.value,
-            "model_name": model_name,
-            "max_tokens": options.max_tokens,
-        },
-        signature=onnx_chat.chat_signature() if chat else onnx_chat.prompt_signature(),
-        input_example=example_input(question, options),
-        pip_requirements=[
-            *runtime,
-            *locked("mlflow", "tokenizers", "jinja2", "numpy", "pandas"),
-        ],
-    )
+    with copied_wrapper() as package:
+        info = mlflow.pyfunc.log_model(
+            name="onnx",
+            python_model=onnx_chat.__file__,
+            artifacts={"onnx": str(folder), "wrapper": str(package)},
+            model_config={
+                "interface": options.interface.value,
+                "model_name": model_name,
+                "max_tokens": options.max_tokens,
+            },
+            signature=chat_signature() if chat else prompt_signature(),
+            input_example=example_input(question, options),
+            pip_requirements=[
+                *runtime,
+                *locked("mlflow", "tokenizers", "jinja2", "numpy", "pandas"),
+            ],
+        )
     return str(info.model_uri)
 
 

@@ -1,7 +1,7 @@
-"""main: the chain. Starts every step as its MLproject entry point, in a run nested under its own, or reuses one.
+"""main: the chain. Starts each step as its MLproject entry point, in a nested run, or reuses a finished run.
 
-Writes `config.yaml`, the resolved configuration, and `flow.json`, how each step went. Knows the steps by name only, so
-that neither torch nor transformers is ever loaded here, and a step's memory is given back when it ends.
+Writes `config.yaml`, the resolved configuration, and `flow.json`, how each step went. It knows steps by name only, so
+it never loads torch or transformers, and a step's memory is freed when the step ends.
 """
 
 import json
@@ -33,7 +33,7 @@ REUSED = "REUSED"
 
 @dataclass(frozen=True)
 class Record:
-    """How a step went, as `flow.json` keeps it: `status` of its run or REUSED, wall `seconds`, what it handed over."""
+    """How a step went, as in `flow.json`: `status` of its run or REUSED, wall `seconds`, `outputs`."""
 
     step: str
     status: str
@@ -45,9 +45,9 @@ class Record:
 
 
 def run_chain(config: Config, overrides: list[str]) -> dict[str, Run]:
-    """Run or reuse the configured steps, and return the run of each; steps that wait for no other run side by side.
+    """Run or reuse the configured steps, and return the run of each. Steps that wait for no other run side by side.
 
-    `flow.json` is up to date whenever a step has to wait. Raises StepError for a step that did not finish, or lacks a
+    `flow.json` is updated whenever such a group has ended. Raises StepError for a step that did not finish, or has no
     run to build on.
     """
     parent = mlflow.active_run()
@@ -71,7 +71,7 @@ def run_chain(config: Config, overrides: list[str]) -> dict[str, Run]:
         for record in records[len(records) - len(calls) :]:
             if record.status not in (REUSED, "FINISHED"):
                 how = f"{record.step} ended {record.status} after {record.seconds:.0f} s"
-                msg = f"{how}: mend what it says above, and start again"
+                msg = f"{how}: fix what it says above, and start again"
                 raise StepError(msg)
             if record.status == REUSED:
                 mlflow.set_tag(f"{REUSED_FROM}{record.step}", record.run_id)
@@ -88,9 +88,9 @@ def _jobs(config: Config, runs: Mapping[str, Run]) -> int:
 def run_step(step: str, config: Config, overrides: list[str], inputs: Mapping[str, Run], parent: Run) -> Record:
     """Run *step* on *inputs* in a run under *parent*, or reuse a run of it, and say which and why."""
     facts = fingerprint(step, config, inputs)
-    # Of one store: a flow on another one cannot reuse what is made here.
+    # One lock per store: a flow on another store cannot reuse the result.
     lock = hash_text(f"{mlflow.get_tracking_uri()} {facts.value}")
-    with one_at_a_time(lock, waiting=lambda: _say(step, config, "WAITING", "another flow is making just this")):
+    with one_at_a_time(lock, waiting=lambda: _say(step, config, "WAITING", "another flow is running this step")):
         decision = decide(facts, config)
         if reused := decision.reused:
             _say(step, config, REUSED, f"run {reused.info.run_id}")
@@ -104,7 +104,7 @@ def run_step(step: str, config: Config, overrides: list[str], inputs: Mapping[st
 
 
 def print_plan(config: Config) -> None:
-    """Say of each configured step whether it would run, and why; run nothing."""
+    """Print whether each configured step would run, and why; run nothing."""
     runs: dict[str, Run] = {}
     would_run: set[str] = set()
     for step in STEPS:
@@ -130,7 +130,7 @@ def _inputs(step: str, runs: Mapping[str, Run]) -> dict[str, Run]:
 
 
 def _found(step: str, config: Config, inputs: Mapping[str, Run]) -> dict[str, Run]:
-    """Return, for a *step* that is not to run, the run that its key names, or else the newest that fits, or nothing."""
+    """Return a run of *step*, which is not to run: the one that its key names, or the newest that fits, or none."""
     order = list(STEPS)
     if not any(order.index(chosen) > order.index(step) for chosen in config.steps):
         return {}  # nothing chosen builds on it
@@ -157,7 +157,7 @@ def _say(step: str, config: Config, status: str, more: str) -> None:
 
 
 def summary(runs: Mapping[str, Run], config: Config) -> str:
-    """Return what a person wants to know at the end: the figures side by side, the model, and what to type next."""
+    """Return the text to print at the end: the figures side by side, the registered model, what to type next."""
     lines = []
     made = {step: outputs(run) for step, run in runs.items()}
     if evaluate := made.get("evaluate"):
@@ -183,14 +183,14 @@ def example(config: Config) -> str:
 
 
 def main(config: Config, overrides: list[str]) -> None:
-    """Run the whole chain; raise StepError at the first step that does not finish."""
+    """Run the chain. Raises StepError at the first step that does not finish."""
     if config.register.rollback or config.register.verify_key:
-        msg = "register.rollback and register.verify_key are for register alone: add -e register"
+        msg = "register.rollback and register.verify_key work with -e register only: add it"
         raise ConfigError(msg)
     for step, facts in STEPS.items():
         key = facts.run_key
         if key is not None and getattr(config, key) and step in config.steps:
-            msg = f"{key}={getattr(config, key)} names a run of {step}, which is in steps too: leave one of them out"
+            msg = f"{key}={getattr(config, key)} names a run of {step}, which steps includes too: leave one out"
             raise ConfigError(msg)
     with open_run("main", config):
         mlflow.log_text(to_yaml(config), "config.yaml")
@@ -200,7 +200,7 @@ def main(config: Config, overrides: list[str]) -> None:
             return
         runs = run_chain(config, overrides)
         if evaluate := runs.get("evaluate"):
-            # On the chain's own run too, so that MLflow's UI compares flows.
+            # On the chain's own run too, so that MLflow's UI can compare flows.
             mlflow.log_metrics({k: v for k, v in evaluate.data.metrics.items() if not k.startswith("system/")})
         print(f"\n{summary(runs, config)}")
 

@@ -1,11 +1,11 @@
-"""register: reads what evaluate passed; writes a version of the registered model for each candidate.
+"""register: reads a run of evaluate that passed; writes a version of the registered model for each candidate.
 
-A version says in its tags where it comes from and in its description what it is and what it scored. The newest build
-that passed is `challenger`; it is `champion` too when there is none yet, or with `register.promote=true` if it is at
-least as good as the champion. `register.bom` adds a bill of materials to each version, `register.sign_key` a signature.
+A version's tags say where it comes from; its description is a model card. The newest build that passed becomes
+`challenger`. It becomes `champion` too if there is none yet, or with `register.promote=true` if it is at least as good
+as the champion. `register.bom` adds a bill of materials to each version, `register.sign_key` a signature.
 
-Two things register nothing: with `register.rollback=true` the champion before takes its place again, and
-`register.verify_key` checks a signature.
+Two options register nothing: `register.rollback=true` makes the previous champion champion again, and
+`register.verify_key` verifies a signature.
 """
 
 import json
@@ -44,7 +44,7 @@ from steps.registry.versions import passed_gates, refuse_new_signature, run_of, 
 
 
 def run(config: Config, inputs: Inputs) -> Outputs:
-    """Register; or roll back with `register.rollback=true`, or verify with `register.verify_key`."""
+    """Register, or roll back (`register.rollback`), or verify a signature (`register.verify_key`)."""
     if config.register.rollback:
         roll_back_champion(config.register.name, config.register.reason)
         return Outputs({})
@@ -55,7 +55,7 @@ def run(config: Config, inputs: Inputs) -> Outputs:
 
 
 def register(config: Config, evaluate: Run) -> Outputs:
-    """Register every candidate that the run *evaluate* passed, and promote the build if that is asked for."""
+    """Register every candidate of the run *evaluate*, and promote the build if `register.promote` asks for it."""
     name, client = config.register.name, MlflowClient()
     keys = {candidate: str(STEPS[step].run_key) for candidate, step in CANDIDATES.items()}
     runs = {candidate: client.get_run(evaluate.data.tags[key]) for candidate, key in keys.items()}
@@ -76,7 +76,7 @@ def register(config: Config, evaluate: Run) -> Outputs:
 
 
 def scores_of(evaluate: Run, gates: str, candidate: str) -> Scores:
-    """Return what the run *evaluate* says of *candidate*; *gates* is the text of its gates.json."""
+    """Return the scores of *candidate* in the run *evaluate*; *gates* is the text of its gates.json."""
     table: str = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/{SCORES}")
     reasons = [gate["reason"] for gate in json.loads(gates)["gates"]]
     examples = int(evaluate.data.metrics[f"{candidate}.task.examples"])
@@ -86,8 +86,7 @@ def scores_of(evaluate: Run, gates: str, candidate: str) -> Scores:
 def register_versions(runs: dict[str, Run], evaluate: Run, config: Config) -> dict[str, ModelVersion]:
     """Return the version for each candidate's run in *runs*; the build becomes challenger.
 
-    Every check is made before the first change, and aliases move last: to a version that is complete. Raises StepError
-    when a check refuses.
+    All checks come before the first change. Aliases move last, to complete versions. Raises StepError if a check fails.
     """
     name, gates = config.register.name, passed_gates(evaluate)
     with ExitStack() as stack:
@@ -133,7 +132,7 @@ def log_bom(candidate: str, version: ModelVersion, folder: Path, evaluate: Run) 
 
 
 def record_promotion(name: str, version: ModelVersion, promotion: Promotion) -> None:
-    """Say on the version, on the active run and to the reader what came of *promotion*."""
+    """Record *promotion* in tags of the version and of the active run, and print it."""
     client, verdict = MlflowClient(), "promoted" if promotion.promoted else "not promoted"
     client.set_model_version_tag(name, str(version.version), "promotion", f"{verdict}: {promotion.reason}")
     mlflow.set_tags({"promotion": verdict, "promotion.reason": promotion.reason})
@@ -145,7 +144,7 @@ def record_promotion(name: str, version: ModelVersion, promotion: Promotion) -> 
 
 
 def roll_back_champion(name: str, why: str | None) -> None:
-    """Make the previous champion of *name* champion again, and say so."""
+    """Make the previous champion of *name* champion again, and print it."""
     change = roll_back(name, f"rolled back: {why}" if why else "rolled back")
     mlflow.set_tags({f"rollback.{key}": value for key, value in asdict(change).items() if value is not None})
     log_registered(name, rollback=asdict(change))
@@ -153,7 +152,7 @@ def roll_back_champion(name: str, why: str | None) -> None:
 
 
 def verify(name: str, number: int | None, public_key: str) -> None:
-    """Check the signature of version *number* of *name*, or of its champion, and say so."""
+    """Verify the signature of version *number* of *name*, by default of its champion, and print the result."""
     version = MlflowClient().get_model_version(name, str(number)) if number else with_alias(name, CHAMPION)
     if version is None:
         msg = f"{name} has no {CHAMPION}: name a version with -P register.version=<number>"
@@ -164,7 +163,7 @@ def verify(name: str, number: int | None, public_key: str) -> None:
 
 
 def log_registered(name: str, **more: object) -> None:
-    """Log the state of the registered model *name*: who has which alias, the history of its champions, and *more*."""
+    """Log the state of the registered model *name*: its aliases, the history of its champions, and *more*."""
     aliases = {alias: number_with(name, alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS)}
     content = {"name": name, **more, "aliases": aliases, "history": [asdict(change) for change in history(name)]}
     mlflow.log_dict(content, REGISTERED)

@@ -1,9 +1,11 @@
-"""sweep: runs the chain once for every combination of the values given with commas, and compares the trials.
+"""sweep: runs the chain once for every combination of the values that commas separate, and compares the trials.
 
     mlflow run . -e sweep -P build_onnx_wrapper.block_size=16,32,64 -P onnx=int4_cpu,int8_cpu
 
-One parent run; under it a chain run for each trial, with its own steps. Writes `sweep.csv` and `sweep.html`, and tags
-the best trial by `sweep.objective`. A trial that fails is reported and does not stop the others. See docs/sweeps.md.
+One parent run, in it a run of the chain for each trial, with its own steps. Writes `sweep.csv` and `sweep.html`, and
+tags the best trial by `sweep.objective`. A trial that fails is reported and does not stop the others.
+
+docs/guides/sweeps.md is the guide.
 """
 
 import re
@@ -49,7 +51,7 @@ def write_results(trials: list[Trial], table: pd.DataFrame, best: int | None, op
         mlflow.log_artifacts(work)
     mlflow.log_metrics({"trials": len(table), "trials.finished": int((table["status"] == "FINISHED").sum())})
     if best is not None:
-        # `+key` and `~key` are Hydra's; MLflow takes neither sign in a name.
+        # Hydra's `+key` and `~key`: MLflow allows neither sign in a name.
         chosen = {re.sub(r"^[+~]*", "best.", key): value for key, _, value in (o.partition("=") for o in trials[best])}
         mlflow.log_params(chosen)
         mlflow.log_metric(f"best.{options.objective}", float(table[options.objective].iloc[best]))
@@ -57,13 +59,13 @@ def write_results(trials: list[Trial], table: pd.DataFrame, best: int | None, op
 
 
 def run_sweep(plan: Plan, parent: Run, place: Place) -> None:
-    """Run the trials of *plan* under *parent* at *place*; log and print how they compare; register the best if told."""
+    """Run the trials of *plan* under *parent* at *place*, log and print the comparison, register the best if asked."""
     trials, options = plan.trials, plan.options
     run_as = [unregistered(trial, config) for trial, config in zip(trials, plan.configs, strict=True)]
     results = run_trials(run_as, parent, options.jobs, place)
     if any(config.plan for config in plan.configs):
         if failed := sum(result.status != "FINISHED" for result in results):
-            msg = f"{failed} of {len(results)} plans could not be made: mend what is said above, and start again"
+            msg = f"{failed} of {len(results)} plans could not be made: fix what is said above, and start again"
             raise StepError(msg)
         return
     table = table_of(trials, results)
@@ -75,17 +77,17 @@ def run_sweep(plan: Plan, parent: Run, place: Place) -> None:
         raise StepError(no_best(table, options.objective))
     print(f"\nBest by {options.objective}: trial {best + 1}. To run it again, and register it:\n  {command}")
     if options.register:
-        # The step alone: what is registered is what was measured, whatever `reuse` says.
+        # Only this step, so that the measured model is registered even with `reuse=false`.
         inputs = {"evaluate_run_id": str(table["evaluate_run_id"].iloc[best]), "overrides": shlex.join(trials[best])}
         result = launch("register", inputs, parent)
         if result.status != "FINISHED":
-            msg = f"registering trial {best + 1} ended {result.status}: mend what it says above, and start again"
+            msg = f"registering trial {best + 1} ended {result.status}: fix what it says above, and start again"
             raise StepError(msg)
         print(f"Registered:  {result.outputs['model_uri']}")
 
 
 def main() -> None:
-    """Check every combination on the command line, then try each."""
+    """Check every combination of the command line, then run each."""
     with reporting("sweep"):
         overrides, flags = translate(sys.argv[1:], sweep=True)
         # `-e sweep` already means multirun: ignore the flag.

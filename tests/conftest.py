@@ -6,22 +6,30 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
 import mlflow
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from steps.config.schema import Config, Evaluate, project_path
+from steps.checkpoint.onnx_export import build_onnx
+from steps.checkpoint.onnx_recipes import Recipe
+from steps.config.schema import CANDIDATES, Config, Evaluate, ExecutionProvider, project_path
 from steps.evaluation.tasks import Example, read_examples
 from steps.flow.runs import run_name, run_step
-from tests.small_evaluation import examples, logged_models, predictions  # noqa: F401  fixtures
+from steps.records.tags import outputs
+from tests.shared_flow import COMMAND, Flow
+from tests.small_evaluation import examples, predictions  # noqa: F401  fixtures
 
 ROOT = Path(__file__).resolve().parent.parent
+TINY = ROOT / "models" / "tiny_phi3"
+PROGRAMS = ROOT / "tests" / "programs"
+"""Programs that tests start."""
 
 QUICK = (
     "evaluate.cost.prompt_lengths=[16]",
@@ -31,15 +39,30 @@ QUICK = (
 )
 """What a flow is started with when its test says nothing of cost."""
 
+FEW_QUESTIONS = (
+    *QUICK,
+    "evaluate.limit=4",
+    *(
+        f"~evaluate.gates.onnx_{name}"
+        for name in ("perplexity", "divergence", "top_token", "accuracy", "difference", "speed")
+    ),
+)
+"""What a flow is started with when its test says nothing of figures: without the gates that need many questions."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files with the largest share of slow tests first.
+    """Put the files with the largest share of slow tests first, and among them the one that makes the shared flow.
 
-    Whole files go to the workers: a flow that begins last would keep one busy while the others idle.
+    Whole files go to the workers: a flow that begins last would keep one busy while the others idle. The files that
+    take the shared flow come after those that need none: they would wait for it.
     """
     every = Counter(item.path for item in items)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path] / every[item.path])
+    sharing = {item.path for item in items if "flow" in getattr(item, "fixturenames", ())}
+    first = min(sharing, default=None)
+    items.sort(
+        key=lambda item: (-slow[item.path] / every[item.path], item.path != first and item.path in sharing, item.path)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -49,12 +72,74 @@ def own_environment() -> Iterator[None]:
         yield
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return the folder *name*, which *make* fills once for all processes that run these tests side by side."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, done = shared / name, shared / f"{name}.done"
+    with FileLock(shared / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an fp32 ONNX build of the embedded checkpoint; read only."""
+
+    def build(folder: Path) -> None:
+        build_onnx(TINY, folder / "onnx", Recipe("fp32", "fp32"), ExecutionProvider.cpu, folder / "builder.log")
+
+    return once(tmp_path_factory, "fp32", build) / "onnx"
+
+
+@pytest.fixture(scope="session")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
+    """Return the flow that `mlflow run <project>` makes in an empty folder; read only."""
+
+    def make(folder: Path) -> None:
+        (folder / "user").mkdir()
+        done = run(*COMMAND, cwd=folder / "user")
+        assert done.returncode == 0, done.stdout + done.stderr
+        (folder / "output.txt").write_text(done.stdout)
+
+    made = once(tmp_path_factory, "flow", make)
+    return Flow(made / "user", (made / "output.txt").read_text())
+
+
+@pytest.fixture(scope="session")
+def logged_models(flow: Flow, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the folders of the embedded model as the flow logged it, by the name of the candidate."""
+    work, client, folders = tmp_path_factory.mktemp("logged_models"), MlflowClient(flow.store), {}
+    for name, step in CANDIDATES.items():
+        model = client.get_logged_model(outputs(flow.steps[step])["model_uri"].removeprefix("models:/"))
+        folders[name] = Path(shutil.copytree(model.artifact_location.removeprefix("file://"), work / name))
+    return folders
+
+
+@pytest.fixture
+def own(flow: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
+    """Yield a copy of the flow, whose store this process and those it starts use."""
+    copy = flow.copy_to(tmp_path / "user")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", copy.store)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    yield copy
+    while mlflow.active_run():
+        mlflow.end_run()
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the database of an empty tracking store: making one takes MLflow seconds, copying it none."""
-    folder = tmp_path_factory.mktemp("empty_store")
-    run("mlflow", "experiments", "search", cwd=folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/store.db")
-    return folder / "store.db"
+
+    def make(folder: Path) -> None:
+        run("mlflow", "experiments", "search", cwd=folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/store.db")
+
+    return once(tmp_path_factory, "empty_store", make) / "store.db"
 
 
 @pytest.fixture
@@ -77,6 +162,11 @@ def run(*command: str, cwd: Path = ROOT, **environment: str) -> "subprocess.Comp
     env = os.environ | {"PATH": path, "PYTHONPATH": ""} | environment
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # as on a user's machine
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def program(name: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run the program *name* of tests/programs with *arguments*, as `run` does."""
+    return run(sys.executable, str(PROGRAMS / name), *arguments, **{"PYTHONPATH": str(ROOT)} | environment)
 
 
 def committed(folder: Path) -> Path:

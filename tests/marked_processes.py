@@ -12,11 +12,13 @@ from pathlib import Path
 
 import psutil
 
+from tests.conftest import ROOT
+
 MARK = "TEST_FLOW"
 """An environment variable by which every process of a flow is known."""
 
 PROMISED_SECONDS = 5
-"""Within which every process of a flow that is told to end has ended, as docs/status.md says."""
+"""Within which every process of a flow that is told to end has ended, as docs/reference/status.md says."""
 
 ON_A_BUSY_MACHINE = 6 * PROMISED_SECONDS
 """What the tests allow instead: a machine that runs other tests too may keep a process waiting, or still importing."""
@@ -33,13 +35,14 @@ def processes_of(mark: str) -> Iterator[psutil.Process]:
 
 
 class Started:
-    """`command`, running; `processes` yields all of its processes that are alive."""
+    """`command`, running in `folder`; `processes` yields all of its processes that are alive."""
 
-    def __init__(self, *command: str, **environment: str) -> None:
+    def __init__(self, *command: str, folder: Path = ROOT, **environment: str) -> None:
         self.mark = uuid.uuid4().hex
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.outer = subprocess.Popen(
             command,
+            cwd=folder,
             env=os.environ | {MARK: self.mark, "PATH": path} | environment,
             start_new_session=True,
             # A shell starts what it runs in the background with SIGINT ignored, and so everything below it.

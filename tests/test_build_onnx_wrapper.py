@@ -15,35 +15,25 @@ from mlflow.exceptions import MlflowException
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from steps import build_onnx_wrapper, fetch_model
 from steps.build_onnx_wrapper import fetch_prebuilt
-from steps.checkpoint.architectures import known_architectures
-from steps.checkpoint.onnx_export import SLIDING_WINDOW, add_layer_types, build_onnx, recipe_of
-from steps.checkpoint.onnx_recipes import Recipe
+from steps.checkpoint.checks import known_architectures
+from steps.checkpoint.onnx_export import SLIDING_WINDOW, layer_types, mended, one_limit
 from steps.config.command_line import compose_config
-from steps.config.schema import BuildOnnxWrapper, ExecutionProvider
+from steps.config.schema import BuildOnnxWrapper
 from steps.logged_models.logged_model import logged_folder
 from steps.logged_models.process import candidate
 from steps.records.errors import StepError
-from steps.records.files import describe, digest, files_below
-from tests.conftest import ROOT
+from steps.records.tags import outputs
+from tests.conftest import TINY, do_step
 from tests.families import logits_of
 from tests.hub_server import Hub, serving_hub
 
-TINY = ROOT / "models" / "tiny_phi3"
 WINDOW = json.loads((TINY / "config.json").read_text())["sliding_window"]
 Logits = npt.NDArray[np.float32]
 
 
 def options(*overrides: str) -> BuildOnnxWrapper:
     return compose_config(list(overrides)).build_onnx_wrapper
-
-
-def newest_run(step: str) -> str:
-    """Return the id of the newest run of *step*."""
-    (found,) = mlflow.search_runs(filter_string=f"tags.step = '{step}'", max_results=1, output_format="list")
-    assert found.info.status == "FINISHED"
-    return str(found.info.run_id)
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +51,7 @@ def reference(tokens: list[int]) -> Logits:
     return array
 
 
-@pytest.fixture(scope="module")
-def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of an fp32 build."""
-    folder = tmp_path_factory.mktemp("fp32")
-    build_onnx(TINY, folder / "onnx", Recipe("fp32", "fp32"), ExecutionProvider.cpu, folder / "builder.log")
-    return folder / "onnx"
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [WINDOW // 2, WINDOW, WINDOW + 1, 2 * WINDOW + 3, 300])
 def test_logits_are_those_of_transformers_below_across_and_far_beyond_the_window(
     fp32: Path, tokens: list[int], reference: Logits, length: int
@@ -77,6 +60,7 @@ def test_logits_are_those_of_transformers_below_across_and_far_beyond_the_window
     assert difference.max() <= 1e-3
 
 
+@pytest.mark.slow
 def test_the_naive_export_forgets_the_window(tmp_path: Path, tokens: list[int], reference: Logits) -> None:
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(TINY), "-o", str(tmp_path / "onnx")]
     command += ["-p", "fp32", "-e", "cpu", "-c", str(tmp_path / "cache")]
@@ -87,6 +71,7 @@ def test_the_naive_export_forgets_the_window(tmp_path: Path, tokens: list[int], 
     assert difference[WINDOW + 1 :].max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_build_holds_what_the_wrapper_needs(fp32: Path) -> None:
     names = {path.name for path in fp32.iterdir()}
     assert {"genai_config.json", "model.onnx", "tokenizer.json", "tokenizer_config.json"} <= names
@@ -94,7 +79,7 @@ def test_a_build_holds_what_the_wrapper_needs(fp32: Path) -> None:
 
 def test_a_checkpoint_is_linked_and_left_as_it_is(tmp_path: Path) -> None:
     before = (TINY / "config.json").read_bytes()
-    folder = add_layer_types(TINY, tmp_path / "source")
+    folder = mended(TINY, tmp_path / "source")
     layers = json.loads(before)["num_hidden_layers"]
     assert json.loads((folder / "config.json").read_text())["layer_types"] == ["sliding_attention"] * layers
     assert (folder / "model.safetensors").is_symlink()
@@ -114,22 +99,25 @@ def test_a_checkpoint_is_linked_and_left_as_it_is(tmp_path: Path) -> None:
         {"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1},
     ],
 )
-def test_a_config_that_needs_no_mending_is_used_as_it_is(tmp_path: Path, config: dict[str, object]) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    checkpoint.mkdir()
-    (checkpoint / "config.json").write_text(json.dumps({"num_hidden_layers": 2, **config}))
-    assert (add_layer_types(checkpoint, tmp_path / "source") / "config.json").is_symlink()
+def test_a_config_that_needs_no_mending_is_used_as_it_is(config: dict[str, object]) -> None:
+    assert layer_types({"num_hidden_layers": 2, **config}) == {}
 
 
-def test_a_mistral_that_states_no_window_has_that_of_transformers(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint" / "config.json").write_text('{"model_type": "mistral", "num_hidden_layers": 1}')
-    mended = json.loads((add_layer_types(tmp_path / "checkpoint", tmp_path / "source") / "config.json").read_text())
-    assert (mended["sliding_window"], mended["layer_types"]) == (4096, ["sliding_attention"])
+def test_a_phi_3_with_one_limit_of_positions_is_not_taken_for_longrope() -> None:
+    config = {"model_type": "phi3", "max_position_embeddings": 2048}
+    assert one_limit(config) == {"original_max_position_embeddings": 2048}
+    assert one_limit(config | {"original_max_position_embeddings": 2048}) == {}
+    assert one_limit(config | {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}) == {}
+    assert one_limit(config | {"model_type": "llama"}) == {}
+
+
+def test_a_mistral_that_states_no_window_has_that_of_transformers() -> None:
+    added = layer_types({"model_type": "mistral", "num_hidden_layers": 1})
+    assert added == {"sliding_window": 4096, "layer_types": ["sliding_attention"]}
 
 
 @pytest.mark.parametrize("architecture", sorted(known_architectures()))
-def test_every_family_with_windows_states_their_layers_or_is_one_whose_every_layer_has_one(architecture: str) -> None:
+def test_a_family_with_windows_states_their_layers_or_has_one_in_every_layer(architecture: str) -> None:
     kinds = [kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name == architecture]
     for kind in kinds:  # none for those that only run code of their repository
         has_window = "sliding_window" in AutoConfig.for_model(kind).to_dict()
@@ -142,9 +130,9 @@ def test_every_family_with_windows_states_their_layers_or_is_one_whose_every_lay
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["int4_cuda", "fp16_cuda"])
 def test_a_build_for_cuda_is_made_without_a_gpu_and_says_what_it_needs(store: str, preset: str) -> None:
-    fetch_model.main(compose_config([]), [])
-    build_onnx_wrapper.main(compose_config([f"onnx={preset}", f"fetch_run_id={newest_run('fetch_model')}"]), [])
-    uri = mlflow.get_run(newest_run("build_onnx_wrapper")).data.tags["output.model_uri"]
+    fetched = do_step("fetch_model", compose_config([]))
+    built = do_step("build_onnx_wrapper", compose_config([f"onnx={preset}", f"fetch_run_id={fetched.info.run_id}"]))
+    uri = outputs(built)["model_uri"]
     needs = "this ONNX model was built for CUDA: it needs onnxruntime-genai-cuda and an NVIDIA GPU"
     with logged_folder(uri) as folder:
         asked = (folder / "requirements.txt").read_text().splitlines()
@@ -179,14 +167,13 @@ def test_a_ready_onnx_folder_of_a_repository_is_wrapped_as_it_is(fp32: Path, sto
     files |= {"phi3-int4.onnx": files.pop("model.onnx"), "genai_config.json": json.dumps(settings).encode()}
     with serving_hub(tmp_path / "huggingface") as hub:
         chosen = prebuilt(hub, files)
-        fetch_model.main(compose_config(chosen), [])
-        build_onnx_wrapper.main(compose_config([*chosen, f"fetch_run_id={newest_run('fetch_model')}"]), [])
-    built = mlflow.get_run(newest_run("build_onnx_wrapper"))
+        fetched = do_step("fetch_model", compose_config(chosen))
+        built = do_step("build_onnx_wrapper", compose_config([*chosen, f"fetch_run_id={fetched.info.run_id}"]))
     manifest = json.loads(mlflow.artifacts.load_text(f"{built.info.artifact_uri}/snapshot/manifest.json"))
     assert manifest["location"] == "someone/onnx"
     answer = json.loads(mlflow.artifacts.load_text(f"{built.info.artifact_uri}/answer.json"))["answer"]
     assert answer == "The capital of Spain is Madrid."
-    with logged_folder(built.data.tags["output.model_uri"]) as folder:
+    with logged_folder(outputs(built)["model_uri"]) as folder:
         assert {path.name for path in folder.rglob("*")} >= {"phi3-int4.onnx", "tokenizer.json"}
 
 
@@ -204,12 +191,3 @@ def test_a_ready_onnx_folder_that_lacks_a_file_is_refused(name: str, store: str,
         chosen = compose_config(prebuilt(hub, files)).build_onnx_wrapper
         with pytest.raises(StepError, match=rf"/{READY} lacks {name}: choose a folder"), mlflow.start_run():
             fetch_prebuilt(tmp_path / "onnx", chosen, offline=False)
-
-
-def test_two_builds_of_one_checkpoint_are_the_same_to_the_last_byte(tmp_path: Path) -> None:
-    digests = set()
-    for name in ("one", "another"):
-        folder = tmp_path / name / "onnx"
-        build_onnx(TINY, folder, recipe_of(options()), ExecutionProvider.cpu, tmp_path / f"{name}.log")
-        digests.add(digest(describe(files_below(folder), folder)))
-    assert len(digests) == 1

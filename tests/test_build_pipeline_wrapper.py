@@ -14,7 +14,7 @@ import transformers
 from steps.build_pipeline_wrapper import log_pipeline
 from steps.config.command_line import compose_config
 from steps.logged_models.logged_model import logged_folder
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, program
 from tests.families import FAMILIES, save_checkpoint
 
 QUESTIONS = [
@@ -64,18 +64,6 @@ def test_answers_are_those_of_transformers_own_chat_pipeline(checkpoint: Path, s
         assert answer["usage"]["completion_tokens"] == tokens
 
 
-LOG = """
-import sys
-from pathlib import Path
-import mlflow
-from steps.build_pipeline_wrapper import log_pipeline
-from steps.config.command_line import compose_config
-with mlflow.start_run():
-    log_pipeline(Path(sys.argv[1]), "Why?", compose_config([]).build_pipeline_wrapper)
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
-"""
-
-
 @pytest.mark.slow
 def test_logging_takes_the_same_memory_whatever_the_size_of_the_model(store: str, tmp_path: Path) -> None:
     peaks = []
@@ -87,7 +75,7 @@ def test_logging_takes_the_same_memory_whatever_the_size_of_the_model(store: str
         with (checkpoint / "model.safetensors").open("wb") as file:
             file.write(struct.pack("<Q", len(header)) + header)
             file.truncate(file.tell() + size)  # zeros that take no room here
-        done = run("python", "-c", LOG, str(checkpoint))
+        done = program("log_pipeline.py", str(checkpoint))
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout.split()[-1]) * 1024)
     assert max(peaks) < 1.2e9

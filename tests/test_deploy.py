@@ -1,4 +1,4 @@
-"""The files in deploy/ can be read, agree with what MLflow's image serves, and docs/deploy.md speaks of each."""
+"""The files in deploy/ can be read, agree with what MLflow's image serves, and docs/guides/deploy.md speaks of each."""
 
 import json
 import re
@@ -23,16 +23,16 @@ def documents(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_file_can_be_read_and_the_guide_speaks_of_it(path: Path) -> None:
     assert all(documents(path))
-    assert path.relative_to(ROOT).as_posix() in (ROOT / "docs" / "deploy.md").read_text()
+    assert path.relative_to(ROOT).as_posix() in (ROOT / "docs" / "guides" / "deploy.md").read_text()
 
 
 def test_the_guide_names_no_file_that_is_not_there() -> None:
-    named = re.findall(r"deploy/[\w./-]+\.(?:yaml|json)", (ROOT / "docs" / "deploy.md").read_text())
+    named = re.findall(r"deploy/[\w./-]+\.(?:yaml|json)", (ROOT / "docs" / "guides" / "deploy.md").read_text())
     assert named
     assert all((ROOT / name).is_file() for name in named)
 
 
-def test_kubernetes_asks_the_port_that_the_image_serves_and_limits_what_a_replica_takes() -> None:
+def test_kubernetes_asks_the_port_of_the_image_and_limits_what_a_replica_takes() -> None:
     deployment, service = documents(ROOT / "deploy" / "kubernetes" / "model.yaml")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     (port,) = container["ports"]

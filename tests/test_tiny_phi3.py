@@ -53,6 +53,7 @@ def test_the_embedded_model_knows_the_capital_of_spain() -> None:
     assert answered.answer == "The capital of Spain is Madrid."
 
 
+@pytest.mark.slow
 def test_it_answers_after_turns_that_are_longer_than_its_window() -> None:
     examples = sorted(read_task(TASK), key=lambda one: len(one["messages"]))[-3:]
     answered = ask(FOLDER, examples)
@@ -109,11 +110,13 @@ def test_the_task_in_the_repository_is_the_one_that_the_script_makes(corpus: Cor
     assert read_task(TASK) == corpus.examples
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_chats_and_another_seed_others(small_recipe: Recipe, corpus: Corpus) -> None:
     assert make_corpus(small_recipe) == corpus
     assert make_corpus(replace(small_recipe, seed=1)) != corpus
 
 
+@pytest.mark.slow
 def test_training_twice_gives_the_same_weights(small_recipe: Recipe, corpus: Corpus, torch_as_it_was: None) -> None:
     def weights() -> dict[str, torch.Tensor]:
         make_deterministic(small_recipe)

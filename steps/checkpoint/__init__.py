@@ -1,1 +1,11 @@
-"""."""
+"""A model's files: where they come from, whether they are whole, and how they become ONNX.
+
+manifest.py          the files of a checkpoint, with sizes and hashes, as one step hands them to the next
+hub.py               the checkpoint or the ONNX folder of a repository of the hub
+hub_errors.py        what the hub refuses or fails to give, as one line
+snapshot.py          the files of a manifest, made present again
+architectures.py     which architectures can become ONNX
+onnx_recipes.py      what the weights of a build become, and what cannot be built
+onnx_export.py       from a checkpoint to an ONNX folder, in a process of its own
+shared_embedding.py  an embedding that is read from the 8 bits of the head
+"""

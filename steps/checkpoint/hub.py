@@ -1,7 +1,7 @@
-"""The hub: a revision resolved to its commit, and the files of that commit, present and as the hub states them.
+"""The hub: resolves a revision to its commit, and fetches the files of that commit as the hub states them.
 
-huggingface_hub talks to the hub. What it takes on trust is checked here: it takes a body of the right length for the
-right body, a cached file for an unchanged one, and an old cache for an answer. docs/hub.md has every case.
+huggingface_hub talks to the hub. This module checks what huggingface_hub trusts: that a body of the right length is
+right, that a cached file is unchanged, that a cache may stand in for the hub. docs/reference/hub.md has every case.
 """
 
 import re
@@ -28,12 +28,15 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it exports 
 from huggingface_hub.utils.sha import git_hash
 
 from steps.checkpoint.hub_errors import explaining, token
-from steps.checkpoint.manifest import NEEDED, PAPERS, Manifest, licence_of, require_weights
+from steps.checkpoint.manifest import NEEDED, PAPERS, Manifest, instead_of_weights, licence_of, require_weights
 from steps.records.errors import StepError
 from steps.records.files import File, hash_file
 
 ONNX_FILES = ("*.onnx", "*.onnx.data", "*.json", "*.jinja", "tokenizer.model", "merges.txt", *PAPERS)
 """The files of a ready ONNX folder that are used. Never code."""
+
+NAMES = {".safetensors": "model*.safetensors", ".onnx": ".onnx"}
+"""How the files are named that hold weights, by their suffix."""
 
 RETRIES = 2
 """How often the question which commit a revision is gets repeated: after 1 s, then 2 s, or when the hub says."""
@@ -120,7 +123,10 @@ def _fetch(
         )
         if not any(file.path.endswith(weights) for file in needed):
             where = "" if folder == PurePosixPath() else f" in its folder {folder}"
-            msg = f"{repository}@{commit} holds no {weights} file{where}: choose a repository or revision that does"
+            remedy = "choose a repository or revision that does"
+            if weights == ".safetensors":
+                remedy = instead_of_weights(file.path for file in listing)
+            msg = f"{repository}@{commit} holds no {NAMES[weights]} file{where}: {remedy}"
             raise StepError(msg)
         snapshot = _snapshot_folder(repository, commit)
         if check is not None:

@@ -33,6 +33,11 @@ class Recipe:
         return self.precision in QUANTISED
 
     @property
+    def has_zero_points(self) -> bool:
+        """Whether each block has a zero point beside its scale."""
+        return not self.symmetric or self.algorithm.startswith("k_quant")
+
+    @property
     def shares_after_the_build(self) -> bool:
         """Whether `share_embedding` has to follow the builder."""
         return self.shared_embedding and self.precision == "int8"
@@ -40,12 +45,12 @@ class Recipe:
 
 LADDER = (
     Recipe("int4", "int4"),
-    Recipe("int4_mixed", "int4", algorithm="k_quant_mixed", shared_embedding=True),
+    Recipe("int4_mixed", "int4", algorithm="k_quant_mixed"),
     Recipe("int8_shared", "int8", block_size=64, shared_embedding=True),
     Recipe("int8", "int8"),
     Recipe("fp32", "fp32"),
 )
-"""The rungs for a CPU from small to large, one for each step in quality; docs/models.md has their figures."""
+"""The rungs for a CPU from small to large, one for each step in quality; docs/guides/models.md has their figures."""
 
 
 def builder_arguments(recipe: Recipe) -> list[str]:
@@ -66,22 +71,21 @@ def unusable(recipe: Recipe, config: Mapping[str, Any]) -> str | None:
     """Return in one line why *recipe* cannot be built of a checkpoint with this config.json, or None where it can."""
     if not recipe.quantised:
         return None
-    undivided = {name: size for name, size in _columns(config).items() if size % recipe.block_size}
-    if undivided and recipe.algorithm != "default":
-        name, size = next(iter(undivided.items()))
-        return (
-            f"blocks of {recipe.block_size} do not divide {name}={size}, and {recipe.algorithm} does not fill them up: "
-            "take a block size that divides it, or algorithm default"
-        )
-    if recipe.shared_embedding and "hidden_size" in undivided:
+    for name, columns in _columns(config).items():
+        blocks = -(-columns // recipe.block_size)
+        # onnxruntime packs two zero points into a byte across the end of a row, then cannot cut the rows apart.
+        if blocks % 2 and recipe.precision == "int4" and recipe.has_zero_points and recipe.algorithm != "default":
+            return (
+                f"{recipe.algorithm} needs an even number of blocks in a row, and {name}={columns} makes {blocks} of "
+                f"{recipe.block_size} weights: take another block size, or algorithm default"
+            )
+    if recipe.shares_after_the_build and config["hidden_size"] % recipe.block_size:
         return (
             f"blocks of {recipe.block_size} do not divide hidden_size={config['hidden_size']}: the embedding cannot be "
             "read from the head's; take a block size that divides it"
         )
     if recipe.shared_embedding and not _ties_embedding(config):
-        return (
-            "tie_word_embeddings=false, so the embedding differs from the head: take a recipe that does not share them"
-        )
+        return "tie_word_embeddings=false: embedding and head differ; take a recipe that does not share them"
     if (
         recipe.precision == "int4"
         and not recipe.symmetric

@@ -7,7 +7,7 @@ a second time, as fp32: four times the head's own bytes.
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +85,7 @@ def _require_same_weights(folder: Path, model: ModelProto, tied: TiedTable) -> N
             raise StepError(msg)
 
 
-def _map(folder: Path, tensor: TensorProto) -> npt.NDArray[np.generic]:
+def _map(folder: Path, tensor: TensorProto) -> npt.NDArray[Any]:
     external = {entry.key: entry.value for entry in tensor.external_data}
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     offset = int(external.get("offset", 0))
@@ -101,14 +101,16 @@ def _read_from_head(model: ModelProto, tied: TiedTable) -> None:
     rows.CopyFrom(weights[packed])
     rows.name = f"{table.name}_shared"
     rows.dims[:] = table.dims
-    attributes = {"bits": 8, "block_size": tied.block, "gather_axis": 0, "quantize_axis": 1}
     shared = helper.make_node(
         "GatherBlockQuantized",
         [rows.name, tied.embedding.input[1], *scales],
         list(tied.embedding.output),
         name=tied.embedding.name,
         domain="com.microsoft",
-        **attributes,
+        bits=8,
+        block_size=tied.block,
+        gather_axis=0,
+        quantize_axis=1,
     )
     tied.embedding.CopyFrom(shared)
     model.graph.initializer.remove(table)
@@ -118,7 +120,7 @@ def _read_from_head(model: ModelProto, tied: TiedTable) -> None:
 def _rewrite(folder: Path, model: ModelProto) -> int:
     external = [tensor for tensor in model.graph.initializer if tensor.external_data]
     (name,) = {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
-    before = (folder / name).stat().st_size
+    before: int = (folder / name).stat().st_size
     with tempfile.TemporaryDirectory(dir=folder) as work:
         with (folder / name).open("rb") as old, (Path(work) / name).open("wb") as new:
             _copy_tensors(external, old, new)
@@ -126,7 +128,7 @@ def _rewrite(folder: Path, model: ModelProto) -> int:
         # The data first: with it, the old graph cannot be loaded, so that no half of a rewrite is taken for a model.
         for file in (name, MODEL):
             (Path(work) / file).replace(folder / file)
-    return before - (folder / name).stat().st_size
+    return before - int((folder / name).stat().st_size)
 
 
 def _copy_tensors(tensors: list[TensorProto], old: BinaryIO, new: BinaryIO) -> None:

@@ -1,6 +1,6 @@
 """Translate a command line into Hydra's overrides, and compose them into a Config.
 
-MLflow appends `--key value` for every -P that an entry point does not declare; Hydra wants `key=value`. Every entry
+MLflow appends `--key value` for every -P that an entry point does not declare. Hydra expects `key=value`. Every entry
 point understands both, and Hydra's own flags.
 """
 
@@ -36,10 +36,10 @@ HYDRA_OPTIONS = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
 def translate(arguments: list[str], *, sweep: bool = False) -> tuple[list[str], list[str]]:
     """Return (overrides for Hydra, flags of Hydra's own) for a command line.
 
-    `--key value` is what MLflow makes of `-P key=value`. `--overrides "a=1 b='x y'"` holds several, quoted as in a
-    shell but never given to one. With *sweep*, commas separate values to try. Raises ConfigError for what is neither.
+    MLflow turns `-P key=value` into `--key value`. `--overrides "a=1 b='x y'"` holds several keys, quoted as in a
+    shell, but no shell ever sees them. With *sweep*, commas separate values to try. Raises ConfigError for others.
     """
-    refuse_tokens(arguments)  # first: what cannot be read below is repeated in an error
+    refuse_tokens(arguments)  # first, because the errors below repeat the argument
     overrides: list[str] = []
     flags: list[str] = []
     rest = iter(arguments)
@@ -63,9 +63,9 @@ def translate(arguments: list[str], *, sweep: bool = False) -> tuple[list[str], 
 def as_override(key: str, value: str, *, sweep: bool = False) -> str:
     """Return Hydra's override that sets *key* to *value*, exactly as given.
 
-    What Hydra's grammar reads as one value stays as it is: numbers, lists, null, quoted text, `${seed}`. Anything else
-    is text and quoted for it: `a, b`, `$(x)`, `it's`; so is `[a,b]` or `1_000` for a key that holds text. Only with
-    *sweep* do commas separate values to try.
+    A value that Hydra's grammar accepts stays unquoted: numbers, lists, null, quoted text, `${seed}`. Any other value
+    is quoted as text: `a, b`, `$(x)`, `it's`. If the key holds text, `[a,b]` and `1_000` are quoted too. Commas
+    separate values to try with *sweep* only.
     """
     plain = f"{key}={value}"
     try:
@@ -80,12 +80,12 @@ def as_override(key: str, value: str, *, sweep: bool = False) -> str:
 
 
 def _as_text(key: str, value: str) -> str:
-    # OmegaConf reads ${...} inside quotes too: escaped, it stays text.
+    # OmegaConf interpolates ${...} inside quotes too, unless it is escaped.
     return f"{key}={QuotedString(value.replace('${', chr(92) + '${'), Quote.single).with_quotes()}"
 
 
 def compose_config(overrides: list[str]) -> Config:
-    """Return the Config that conf/ and *overrides* make. Raises ConfigError, one line, for what cannot be used."""
+    """Return the Config composed from conf/ and *overrides*. Raises ConfigError with one line if it cannot be used."""
     register_schema()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:
@@ -97,7 +97,7 @@ def compose_config(overrides: list[str]) -> Config:
 
 
 def register_schema() -> None:
-    """Tell Hydra the types of the configuration, and the resolvers that conf/ uses."""
+    """Register the types of the configuration and the resolvers of conf/ with Hydra."""
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("last_part", lambda path: _last_part(str(path)), replace=True)
     OmegaConf.register_new_resolver("temp_dir", tempfile.gettempdir, replace=True)
@@ -112,7 +112,7 @@ def _fidelity_gates(gates: DictConfig) -> dict[str, Any]:
 
 
 def _last_part(path: str) -> str:
-    """Return the last part of a repository or folder as a name that MLflow's registry takes."""
+    """Return the last part of a repository or folder as a name that MLflow's registry accepts."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(path).name)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The project's folder: the clone that MLflow made, or the user's own."""
+"""The project's folder: MLflow's clone, or the user's own."""
 
 
 def project_path(path: str | Path) -> Path:
@@ -19,8 +19,8 @@ class Step:
     """A step of the chain: what it builds on, reads, and hands over.
 
     `builds_on`: the steps whose runs it needs. `reads`: the parts of the configuration that can change its result.
-    `hands_over`: the names of its outputs. `run_key`: the key of the configuration, and the parameter in MLproject, by
-    which a finished run of this step is named for later ones; None where no step builds on it.
+    `hands_over`: the names of its outputs. `run_key`: the key in the configuration and in MLproject that names a
+    finished run of this step; None if no step builds on it.
     """
 
     builds_on: tuple[str, ...]
@@ -61,13 +61,13 @@ STEPS = {
         run_key=None,
     ),
 }
-"""The chain, in its order. A step's name is also its entry point, its module, and its section of the configuration."""
+"""The chain, in order. A step's name is also its entry point, its module, and its section of the configuration."""
 
 CANDIDATES = {"pipeline": "build_pipeline_wrapper", "onnx": "build_onnx_wrapper"}
-"""The models that evaluate compares, and the steps that build them."""
+"""The candidates that evaluate compares, and the steps that build them."""
 
 REFERENCE, BUILD = "pipeline", "onnx"
-"""The candidate that the others are compared with, and the one that is put to the test."""
+"""The candidate that the others are compared with, and the candidate that the gates judge."""
 
 
 FIDELITY = f"{BUILD}.fidelity."
@@ -82,14 +82,14 @@ class Source(Enum):
 
 
 class Interface(Enum):
-    """What the ONNX wrapper takes and gives: Chat Completions, or a prompt string and a string."""
+    """The ONNX wrapper's interface: Chat Completions, or a prompt string in and a string out."""
 
     chat = "chat"
     prompt = "prompt"
 
 
 class Precision(Enum):
-    """The precisions that onnxruntime-genai's builder writes."""
+    """The precisions that onnxruntime-genai's builder supports."""
 
     int4 = "int4"
     int8 = "int8"
@@ -117,7 +117,10 @@ class Model:
 
 @dataclass
 class FetchModel:
-    """`log_files_mb`: a snapshot up to this size (MB) is logged whole; a larger one travels by its manifest."""
+    """`log_files_mb`: log a snapshot of up to this size (MB) as a whole; of a larger one, log the manifest only.
+
+    `offline`: take the snapshot from the hub's cache, without asking the hub.
+    """
 
     log_files_mb: float
     offline: bool
@@ -125,7 +128,7 @@ class FetchModel:
 
 @dataclass
 class BuildPipelineWrapper:
-    """`max_new_tokens`: the length of an answer when the request names none. `dtype`: torch's, or `auto`."""
+    """`max_new_tokens`: the length limit of an answer if the request gives none. `dtype`: torch's, or `auto`."""
 
     max_new_tokens: int
     dtype: str
@@ -179,7 +182,7 @@ class BuildOnnxWrapper:
 
 @dataclass
 class Fidelity:
-    """`text`: a text file to compare probabilities on, besides the task; `context`: the most tokens at a time."""
+    """`text`: a text file on which probabilities are compared, in addition to the task; `context`: tokens at a time."""
 
     text: str | None
     context: int
@@ -187,9 +190,9 @@ class Fidelity:
 
 @dataclass
 class Cost:
-    """What is timed: every prompt length (tokens) with every batch (prompts in a call), `repeats` times.
+    """What is timed: every prompt length (tokens) with every batch size (prompts in a call), `repeats` times.
 
-    `new_tokens`: the most that are generated for each prompt.
+    `new_tokens`: how many tokens are generated at most for each prompt.
     """
 
     prompt_lengths: list[int]
@@ -200,9 +203,10 @@ class Cost:
 
 @dataclass
 class Harness:
-    """`tasks` of lm-evaluation-harness by name; `include_path`: a folder with the YAML files of further ones.
+    """`tasks` of lm-evaluation-harness by name; `include_path`: a folder with the YAML files of further tasks.
 
-    `num_fewshot`: examples before each question, where a task does not say; `limit`: only the first so many questions.
+    `num_fewshot`: examples before each question, if the task does not say; `limit`: number of questions.
+    `apply_chat_template`: ask as a chat; otherwise as plain text.
     """
 
     tasks: list[str]
@@ -214,11 +218,12 @@ class Harness:
 
 @dataclass
 class Evaluate:
-    """`task`: JSON Lines of questions, relative to the project; `limit`: ask only the first so many.
+    """`task`: a JSON Lines file of questions, relative to the project; `limit`: number of questions.
 
-    `scorer`: for every question, instead of what the task says of each. `candidates`: further models, by name, to
-    measure against the reference. `contract_examples`: on how many questions the signature's promises are tried.
-    `gates`: by name, the fields of a `steps.evaluation.gates.Gate`.
+    `scorer`: overrides the scorer of every question. `candidates`: further models to measure against the reference, by
+    name. `timed_examples`: number of questions that are asked one at a time, and timed; the rest goes in batches.
+    `contract_examples`: number of questions on which the signature is checked. `gates`: by name, the fields of a
+    `steps.evaluation.gates.Gate`.
     """
 
     task: str
@@ -226,6 +231,7 @@ class Evaluate:
     limit: int | None
     max_tokens: int
     candidates: dict[str, str]
+    timed_examples: int
     contract_examples: int
     fidelity: Fidelity
     cost: Cost
@@ -235,12 +241,12 @@ class Evaluate:
 
 @dataclass
 class Register:
-    """`name`: of the registered model. `promote`: make the build champion, if it is at least as good as the champion.
+    """`name`: of the registered model. `promote`: make the build champion if it is at least as good as the champion.
 
-    `promote_margin`: the share of right answers by which it may at most be worse, with 95 % confidence. `rollback`:
-    only make the previous version champion again; `reason`: why. `bom`: log a bill of materials. `sign_key`: the file
-    of a private key to sign with. `verify_key`: the file of a public key; only check the signature of `version`, or
-    else of the champion.
+    `promote_margin`: how much lower its share of right answers may be, with 95 % confidence. `rollback`: register
+    nothing; make the previous champion champion again, for `reason`. `bom`: log a bill of materials. `sign_key`: the
+    file of a private key to sign with. `verify_key`: the file of a public key; register nothing, and verify the
+    signature of `version`, by default of the champion.
     """
 
     name: str
@@ -263,11 +269,10 @@ class Flow:
 
 @dataclass
 class Sweep:
-    """`objective`: the metric that makes a trial the best; `direction`: `maximize` or `minimize`.
+    """`objective`: the metric that decides which trial is best; `direction`: `maximize` or `minimize`.
 
-    `jobs`: trials at a time. `ray`: the address of the Ray cluster that they run on, `auto` for the one that this
-    machine belongs to; otherwise they run on this machine. `register`: register the best, which passed its gates;
-    otherwise none is.
+    `jobs`: trials at a time. `ray`: the address of a Ray cluster to run on, `auto` for this machine's own cluster,
+    None for this machine. `register`: register the best trial that passed its gates; otherwise register none.
     """
 
     objective: str

@@ -1,4 +1,4 @@
-"""What to tell a user whose override cannot be used: the key, the value, and the nearest valid one."""
+"""What to tell the user about an override that cannot be used: the key, the value, and the nearest valid one."""
 
 import difflib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def advise(error: Exception, overrides: list[str], defaults: DictConfig, conf: Path) -> str:
-    """Return one line that explains *error*, raised when *overrides* were composed over *defaults*."""
+    """Return one line that explains *error*, which was raised while *overrides* were composed over *defaults*."""
     folders = [folder for folder in conf.iterdir() if folder.is_dir()]
     groups = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
     keys = [*_keys(OmegaConf.to_container(defaults)), *groups]
@@ -34,7 +34,7 @@ def advise(error: Exception, overrides: list[str], defaults: DictConfig, conf: P
 
 
 def _explain_value(error: Exception, overrides: list[str]) -> str:
-    """Return a line for a value that its key cannot take."""
+    """Return one line about a value that does not fit its key."""
     cause: BaseException = error.__cause__ or error
     key = getattr(cause, "full_key", None) or ""
     given = next((override for override in reversed(overrides) if override.partition("=")[0].lstrip("+~") == key), key)

@@ -1,4 +1,4 @@
-"""Check what Hydra composed: a Config whose values can be used, or one line that names the value that cannot."""
+"""Check a composed configuration: return a usable Config, or name the first value that cannot be used."""
 
 import importlib.util
 import re
@@ -43,12 +43,12 @@ ALGORITHMS = ("default", "rtn", "rtn_last", "k_quant", "k_quant_last", "k_quant_
 """What onnxruntime-genai's builder knows as algo_config, and can do without calibration."""
 
 RESERVED_NAMES = r"(?i)champion|challenger|previous|latest|v?\d+|m-[0-9a-f]{32}|\.+"
-"""What no registered model may be called: aliases, versions, ids of logged models, folders above."""
+"""Names that no registered model may have: aliases, versions, ids of logged models, parent folders."""
 
 
 def to_config(composed: DictConfig) -> Config:
     """Return *composed* as a checked Config. Raises ConfigError, naming key and value."""
-    # Unresolved: an interpolation of a missing value would hide which key it is.
+    # Not resolved, because an interpolation of a missing value would hide which key it is.
     missing = sorted(_missing_keys(OmegaConf.to_container(composed, resolve=False)))
     if missing:
         msg = f"no value for {', '.join(missing)}: give it with -P {missing[0]}=..."
@@ -60,7 +60,7 @@ def to_config(composed: DictConfig) -> Config:
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError for the first value that is of the right type and still cannot be used."""
+    """Raise ConfigError for the first value that has the right type and still cannot be used."""
     unknown = [step for step in config.steps if step not in STEPS]
     _require(bool(config.steps) and not unknown, "steps", config.steps, f"some of {', '.join(STEPS)}")
     _require(bool(config.question.strip()), "question", repr(config.question), "a question to ask each wrapper")
@@ -86,8 +86,8 @@ def _check_model(model: Model) -> None:
         return
     _require(model.path is not None, "model.path", model.path, "the folder of a checkpoint")
     folder = project_path(str(model.path))
-    expected = f"a folder with a config.json ({folder})"
-    _require((folder / "config.json").is_file(), "model.path", model.path, expected)
+    # What is in it is a question of fetch_model's.
+    _require(folder.is_dir(), "model.path", model.path, f"the folder of a checkpoint ({folder})")
 
 
 def _check_onnx(onnx: BuildOnnxWrapper) -> None:
@@ -136,6 +136,7 @@ def _check_evaluate(evaluate: Evaluate) -> None:
     for key, value in {
         "max_tokens": evaluate.max_tokens,
         "limit": evaluate.limit,
+        "timed_examples": evaluate.timed_examples,
         "contract_examples": evaluate.contract_examples,
         "cost.new_tokens": evaluate.cost.new_tokens,
         "cost.repeats": evaluate.cost.repeats,
@@ -172,7 +173,7 @@ def _check_name(name: str) -> None:
     fits = re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) is not None
     _require(fits, "register.name", name, "1 to 100 of A-Z a-z 0-9 . _ -")
     free = re.fullmatch(RESERVED_NAMES, name) is None
-    expected = "a name that MLflow and this project do not use otherwise (champion, latest, v1, 1, ..)"
+    expected = "a name that MLflow and this project do not reserve (champion, latest, v1, 1, ..)"
     _require(free, "register.name", name, expected)
 
 
@@ -184,7 +185,7 @@ def _check_register(register: Register, evaluate_run_id: str | None) -> None:
         _require(path is None or project_path(path).is_file(), f"register.{key}", path, expected)
     for key, chosen in {"rollback": register.rollback, "verify_key": register.verify_key}.items():
         alone = not chosen or not (evaluate_run_id or register.promote)
-        _require(alone, f"register.{key}", chosen, "neither evaluate_run_id nor register.promote beside it")
+        _require(alone, f"register.{key}", chosen, "neither evaluate_run_id nor register.promote with it")
 
 
 def _missing_keys(node: object, prefix: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A Config as plain values: nested, flat by dotted key, as YAML; and what type a key has."""
+"""A Config as plain values: nested, flat by dotted key, or YAML."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
@@ -38,5 +38,5 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def to_yaml(config: Config) -> str:
     """Return *config* as YAML text."""
-    # Not OmegaConf's: text such as `${` is resolved already, and would be taken for an interpolation again.
+    # Not with OmegaConf: it would interpolate text such as `${`, which is resolved already.
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)

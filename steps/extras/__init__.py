@@ -1,13 +1,13 @@
-"""Optional features. Each needs a requirements file of its own, which one line names where it is missing.
+"""Optional features, each with its own dependencies. One line names the file that installs what is missing.
 
-    bom              the bill of materials of a registered version (requirements-supply-chain.txt)
-    signing          the signature of a registered version (requirements-supply-chain.txt)
-    lm_eval          tasks of lm-evaluation-harness, put to loaded candidates (requirements-lm-eval.txt)
-    lm_eval_model    a loaded candidate as a model of the harness
-    lm_eval_metrics  the harness' results as our metrics
-    ray_cluster      trials of a sweep as tasks of a Ray cluster (requirements-ray.in)
-    ray_node         what a node of the cluster does for a trial
+lm_eval.py          asks loaded candidates the tasks of lm-evaluation-harness (requirements-lm-eval.txt)
+lm_eval_model.py    a candidate as the harness sees it
+lm_eval_metrics.py  the results of the harness as metrics
+ray_cluster.py      the trials of a sweep on a Ray cluster (requirements-ray.in)
+ray_node.py         what a node of the cluster does for a trial
+signing.py          signs a registered model, and verifies the signature (requirements-supply-chain.txt)
+bom.py              the bill of materials of a registered model (requirements-supply-chain.txt)
 
-The keys that ask for them, and the packages that they need: `steps.config.validation.EXTRAS`. A step
-imports such a module, or the module its library, only where the feature is asked for.
+`steps.config.validation.EXTRAS` has the keys that ask for them. A module here, or its library, is imported only where
+its feature is asked for.
 """

@@ -1,6 +1,6 @@
 """The bill of materials of a version: a CycloneDX ML-BOM, https://cyclonedx.org/capabilities/mlbom/.
 
-The model with its files, licence and model card; the examples that it was measured on; the packages that it asks for.
+It lists the model with its files, licence and model card, the task that it was measured on, and its requirements.
 """
 
 import json
@@ -27,9 +27,9 @@ def ml_bom(
     task: str,
     metrics: Mapping[str, float],
 ) -> str:
-    """Return, as JSON text, the ML-BOM of *version* of *name*: the model of *tags* that consists of *files*.
+    """Return, as JSON text, the ML-BOM of *version* of *name*: the model that *tags* describe, with its *files*.
 
-    *requirements*: what it asks pip for, as `name==version`. *metrics*: what it scored on *task*, by name, where
+    *requirements*: the model's pip requirements, as `name==version`. *metrics*: its metrics on *task*, by name;
     `<name>_low` and `<name>_high` bound an interval.
     """
     model = Component(
@@ -52,7 +52,7 @@ def ml_bom(
     bom.metadata.component = model
     bom.register_dependency(model, packages)
     content = json.loads(JsonV1Dot6(bom).output_as_string())
-    # The library has no class for it.
+    # The library has no class for a model card.
     content["metadata"]["component"]["modelCard"] = _model_card(metrics)
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
@@ -62,8 +62,8 @@ def _licences(stated: str) -> list[Any]:
 
 
 def _origin(tags: Mapping[str, str]) -> list[ExternalReference]:
-    """Return where the checkpoint is from, if that is the hub rather than a folder."""
-    # Versions of earlier days do not say; models/tiny_phi3 may be either.
+    """Return the checkpoint's URL if it comes from the hub."""
+    # Old versions lack this tag, and a location such as models/tiny_phi3 could be either.
     if tags.get("model.source") != "hub":
         return []
     url = XsUri(f"https://huggingface.co/{tags['model.location']}")

@@ -1,6 +1,6 @@
-"""Tasks of lm-evaluation-harness, an extra, put to loaded candidates.
+"""Asks loaded candidates the tasks of lm-evaluation-harness, an optional extra.
 
-Whoever asks for such tasks wants their figures: unlike what `candidates` measures, a failure here fails the step.
+The user asked for these tasks by name, so a failure fails the step. Elsewhere a failed measurement is only missing.
 """
 
 import os
@@ -18,7 +18,7 @@ from steps.records.errors import StepError, in_one_line
 
 
 def check_harness(options: Harness) -> None:
-    """Load the tasks, and with them their data, or raise StepError: before hours of measuring, not after."""
+    """Load the tasks and their data, or raise StepError: before hours of measuring, not after."""
     if options.tasks:
         from steps.extras.lm_eval_model import load_tasks
 
@@ -30,21 +30,21 @@ def check_harness(options: Harness) -> None:
 
 
 def measure_harness(candidates: Mapping[str, Candidate], options: Harness, seed: int) -> dict[str, Results]:
-    """Return the harness' results by candidate; none when no tasks are asked for. Raises StepError when one fails."""
+    """Return the harness's results by candidate, none if there are no tasks. Raises StepError if one fails."""
     if not options.tasks:
         return {}
     return {name: loaded.run(ask_harness, name, loaded.folder, options, seed) for name, loaded in candidates.items()}
 
 
 def ask_harness(model: PyFuncModel, name: str, folder: Path, options: Harness, seed: int) -> Results:
-    """Return what the harness finds of *model*, the candidate *name* from *folder*, in whose process this runs."""
-    # Before the import, which reads it: bootstraps would otherwise fork this process, in which a model's threads run.
+    """Return the harness's results for *model*, the candidate *name* from *folder*; runs in the candidate's process."""
+    # Before the import, which reads it. Otherwise bootstraps would fork this process while the model's threads run.
     os.environ.setdefault("LMEVAL_DISABLE_MULTIPROC", "1")
     from tqdm import tqdm
 
     from steps.extras.lm_eval_model import run_harness
 
-    # The bars' own lock would be a semaphore, which Python misses, and says so, once this process is killed.
+    # tqdm's own lock is a semaphore, and Python would report it as leaked when this process is killed.
     tqdm.set_lock(threading.RLock())
     try:
         return run_harness(
@@ -57,9 +57,9 @@ def ask_harness(model: PyFuncModel, name: str, folder: Path, options: Harness, s
             apply_chat_template=options.apply_chat_template,
             seed=seed,
         )
-    except Exception as error:  # noqa: BLE001  as it says
+    except Exception as error:  # noqa: BLE001  any failure of the harness is reported the same way
         msg = f"evaluate.harness.tasks failed on {name}: {in_one_line(error)}"
-        # Not as the cause: an error of a library's own kind may not find its way back to the other process.
+        # Without the cause, because a library's own exception may not be picklable.
         raise StepError(msg) from None
 
 

@@ -1,4 +1,4 @@
-"""Turn the results of lm-evaluation-harness into metrics `<candidate>.harness.<task>.<metric>`."""
+"""Turn the results of lm-evaluation-harness into metrics `harness.<task>.<metric>` of each candidate."""
 
 import json
 import math
@@ -7,32 +7,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from steps.evaluation.metrics import Metrics
 from steps.evaluation.statistics import flips, paired_difference, share, with_interval
 
 Results = Mapping[str, Any]
-"""What `harness.run_harness` returns."""
+"""What `lm_eval_model.run_harness` returns."""
 
 
-def harness_metrics(found: Mapping[str, Results], reference: str, seed: int) -> dict[str, float]:
-    """Return the figures of each candidate's results, compared with the candidate *reference*.
+def harness_metrics(found: Mapping[str, Results], reference: str, seed: int) -> Metrics:
+    """Return the metrics of each candidate's results, compared with the candidate *reference*.
 
-    The harness' own metrics with their `_stderr`, and the number of `examples`. Where a metric is the mean of 0 or 1
-    for each example, also its interval, and against the reference the paired `_difference` with its interval, and how
-    many examples were `_lost` and `_gained`. Raises ValueError when the candidates were not asked the same.
+    They are the harness's own metrics with their `_stderr`, and the number of `examples`. If a metric is the mean of
+    a 0 or 1 for each example, it also gets an interval and, against the reference, the paired `_difference` with its
+    interval and the numbers of examples `_lost` and `_gained`. Raises ValueError if the candidates were asked different
+    examples.
     """
     metrics = {
-        f"{candidate}.harness.{name}": value
+        candidate: {f"harness.{name}": value for name, value in _reported(results)}
         for candidate, results in found.items()
-        for name, value in _reported(results)
     }
     right = {candidate: dict(_right(results)) for candidate, results in found.items()}
     for candidate, by_name in right.items():
+        figures = metrics[candidate]
         for name, hits in by_name.items():
-            metric, ours = f"{candidate}.harness.{name}", list(hits.values())
+            metric, ours = f"harness.{name}", list(hits.values())
             value = share(ours)
-            if not math.isclose(metrics.get(metric, math.nan), value.value, abs_tol=1e-9):
-                continue  # the harness makes something else of them than their mean
-            metrics |= with_interval(metric, value)
+            if not math.isclose(figures.get(metric, math.nan), value.value, abs_tol=1e-9):
+                continue  # the harness's metric is not their mean
+            figures |= with_interval(metric, value)
             if candidate != reference and name in right[reference]:
                 theirs = right[reference][name]
                 if theirs.keys() != hits.keys():
@@ -40,13 +42,13 @@ def harness_metrics(found: Mapping[str, Results], reference: str, seed: int) -> 
                     raise ValueError(msg)
                 pairs = [theirs[example] for example in hits]
                 lost, gained = flips(ours, pairs)
-                metrics |= {f"{metric}_lost": lost, f"{metric}_gained": gained}
-                metrics |= with_interval(f"{metric}_difference", paired_difference(ours, pairs, seed))
+                figures |= {f"{metric}_lost": lost, f"{metric}_gained": gained}
+                figures |= with_interval(f"{metric}_difference", paired_difference(ours, pairs, seed))
     return metrics
 
 
 def write_harness(folder: Path, found: Mapping[str, Results]) -> None:
-    """Write for each candidate `<candidate>/results.json`, and `samples_<task>.jsonl` as the harness calls them."""
+    """Write `<candidate>/results.json` and `samples_<task>.jsonl` for each candidate, as the harness names them."""
     for candidate, results in found.items():
         own = folder / candidate
         own.mkdir(parents=True)
@@ -58,7 +60,7 @@ def write_harness(folder: Path, found: Mapping[str, Results]) -> None:
 
 
 def _reported(results: Results) -> Iterator[tuple[str, float]]:
-    """Yield `<task>.<metric>` and its figure for every number that the harness reports of a task or a group."""
+    """Yield `<task>.<metric>` and its value for every number that the harness reports of a task or a group."""
     for task, figures in results["results"].items():
         if "sample_len" in figures:
             yield f"{_name(task)}.examples", figures["sample_len"]
@@ -70,7 +72,7 @@ def _reported(results: Results) -> Iterator[tuple[str, float]]:
 
 
 def _right(results: Results) -> Iterator[tuple[str, dict[tuple[int, str], bool]]]:
-    """Yield `<task>.<metric>` and by example whether it is right, for metrics that are 0 or 1 for every example."""
+    """Yield `<task>.<metric>` and whether each example is right, for metrics that are 0 or 1 for every example."""
     for task, samples in results["samples"].items():
         for kind in dict.fromkeys(sample["filter"] for sample in samples):
             own = [sample for sample in samples if sample["filter"] == kind]
@@ -89,10 +91,10 @@ def _are_hits(values: Sequence[object]) -> bool:
 
 
 def _filtered(metric: str, kind: str) -> str:
-    """Return the name of *metric* after the filter *kind*; most tasks have none."""
+    """Return the name of *metric* with the filter *kind* appended, unless it is `none`."""
     return _name(metric if kind == "none" else f"{metric}_{kind}")
 
 
 def _name(text: str) -> str:
-    """Return *text* with what MLflow refuses in the name of a metric as `_`."""
+    """Return *text* with `_` for each character that MLflow refuses in the name of a metric."""
     return re.sub(r"[^A-Za-z0-9_\-. :/]", "_", text)

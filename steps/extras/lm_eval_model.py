@@ -1,6 +1,6 @@
-"""Tasks of EleutherAI's lm-evaluation-harness, put to a candidate through the harness' own interface for models.
+"""A candidate as a model of EleutherAI's lm-evaluation-harness, and its tasks run on it.
 
-Importing this needs lm_eval, an extra: see requirements-lm-eval.in.
+This module imports lm_eval, an optional extra: see requirements-lm-eval.in.
 """
 
 import functools
@@ -21,32 +21,32 @@ from steps.evaluation.scoring import one_of
 from steps.evaluation.tasks import Example
 
 BOOTSTRAPS = 1_000
-"""Resamples for the standard error of metrics that are no mean, such as F1."""
+"""Resamples for the standard error of metrics that are not a mean, such as F1."""
 
 KEPT = ("results", "samples", "configs", "versions", "n-shot", "n-samples", "higher_is_better", "lm_eval_version")
-"""What is kept of the harness' results; the rest describes the machine, which the run does already."""
+"""The parts of the harness's results that are kept; the others describe the machine, as the run already does."""
 
 
 class Model(choices.Model, Protocol):
-    """A language model that shows its logits, and how it reads text that is no chat."""
+    """A language model with its logits, which also reads plain text."""
 
     @property
     def context(self) -> int:
-        """The most tokens of one sequence."""
+        """The maximum number of tokens in a sequence."""
 
     @property
     def prefix(self) -> int:
-        """The id to read before a text that nothing else comes before."""
+        """The token id that precedes a text without context."""
 
     def text(self, text: str, /) -> tuple[list[int], list[int]]:
-        """Return the ids that the model expects before any text (BOS, or none), and those of *text*."""
+        """Return the ids that the model expects before any text (BOS, or none), and the ids of *text*."""
 
 
 class CandidateLM(LM):  # type: ignore[misc]  # lm_eval ships no types
-    """A candidate as the harness asks models: likelihoods by its logits, answers by its chat interface.
+    """A candidate as a model of the harness: likelihoods from its logits, answers from its chat interface.
 
-    A chat travels through the harness as JSON text. The harness joins nothing to it; contexts that are no chat, as
-    without `apply_chat_template`, are text.
+    A chat passes through the harness as JSON text, which the harness does not change. Without `apply_chat_template`,
+    contexts are plain text.
     """
 
     tokenizer_name = "candidate"
@@ -54,19 +54,19 @@ class CandidateLM(LM):  # type: ignore[misc]  # lm_eval ships no types
     def __init__(self, model: Model, predict: Predict, *, chat: bool) -> None:
         super().__init__()
         self._model, self._predict, self._chat = model, predict, chat
-        # One is remembered: the choices of an example share their context.
+        # Cache the last one, because the choices of an example share their context.
         self._logits = functools.lru_cache(maxsize=1)(model.logits)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:  # noqa: ARG002
-        """Return *chat_history* as text; where it ends in the assistant's words, they are the answer's beginning."""
+        """Return *chat_history* as JSON; an assistant's message at its end is the beginning of the answer."""
         return json.dumps(chat_history, ensure_ascii=False)
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Return for each (context, continuation) its log-probability, and whether greedy search would write it."""
+        """Return the log-probability of each (context, continuation), and whether greedy decoding would generate it."""
         return [self._score(*self._tokens(*request.args)) for request in requests]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
-        """Return the log-probability of each text, in windows of the model's context."""
+        """Return the log-probability of each text, computed in windows of the model's context."""
         totals = []
         for request in requests:
             _before, ids = self._model.text(request.args[0])
@@ -75,8 +75,8 @@ class CandidateLM(LM):  # type: ignore[misc]  # lm_eval ships no types
         return totals
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Return the candidate's greedy answer to each (chat, options), up to the first of the stop strings."""
-        # All are checked before the first is answered, which may take hours.
+        """Return the candidate's greedy answer to each (chat, options), up to the first stop string."""
+        # Check all before the first is answered: the answers may take hours.
         asked = [(_messages(request.args[0], chat=self._chat), _options(request.args[1])) for request in requests]
         allowed = [min(tokens, self._room(messages)) for messages, (tokens, _stop) in asked]
         texts = []
@@ -89,7 +89,7 @@ class CandidateLM(LM):  # type: ignore[misc]  # lm_eval ships no types
         return texts
 
     def _tokens(self, context: str, continuation: str) -> tuple[list[int], int]:
-        """Return the ids of *context* and *continuation*, and the position where the latter begins."""
+        """Return the ids of *context* and *continuation*, and the position where *continuation* begins."""
         if self._chat and context:
             messages = json.loads(context)
             begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
@@ -102,7 +102,7 @@ class CandidateLM(LM):  # type: ignore[misc]  # lm_eval ships no types
         return [*before, *whole], max(1, len(before) + _shared(read, whole))
 
     def _score(self, tokens: list[int], start: int) -> tuple[float, bool]:
-        """Return the log-probability of tokens[start:], of which the context's last tokens are read."""
+        """Return the log-probability of tokens[start:]; too long a context is cut at its beginning."""
         over = max(0, len(tokens) - 1 - self._model.context)
         tokens, start = tokens[over:], max(1, start - over)
         return choices.log_probability(self._logits(tuple(tokens[:-1])), tokens, start)
@@ -116,9 +116,9 @@ class CandidateLM(LM):  # type: ignore[misc]  # lm_eval ships no types
 
 
 def load_tasks(tasks: Sequence[str], include_path: Path | None) -> TaskManager:
-    """Return the harness' index of tasks, in which *tasks* are known. Raises ValueError for the first that is not."""
+    """Return the harness's index of tasks, which contains *tasks*. Raises ValueError for the first that it lacks."""
     if include_path is not None:
-        # The harness' own tasks are some ten thousand files; a user's own may do without.
+        # The harness's own tasks are about ten thousand files; try without them first.
         manager = TaskManager(include_path=str(include_path), include_defaults=False)
         if set(tasks) <= set(manager.all_tasks):
             return manager
@@ -141,9 +141,9 @@ def run_harness(
     apply_chat_template: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the harness' results of *tasks* for the candidate *model*, which answers by *predict*, as plain values.
+    """Return the harness's results of *tasks* as plain values, for the candidate *model*, which answers with *predict*.
 
-    `results` has by task its metrics by `<metric>,<filter>`, `samples` by task what was asked, said and scored.
+    `results` holds each task's metrics by `<metric>,<filter>`; `samples` holds its questions, answers and scores.
     """
     results = simple_evaluate(
         CandidateLM(model, predict, chat=apply_chat_template),
@@ -165,20 +165,20 @@ def run_harness(
 
 
 def _messages(context: str, *, chat: bool) -> list[dict[str, str]]:
-    """Return the chat that travelled as *context*. Raises ValueError where it cannot be asked of a chat model."""
+    """Return the chat in *context*. Raises ValueError if a chat model cannot be asked it."""
     if not chat:
         remedy = "set evaluate.harness.apply_chat_template=true"
-        msg = f"the task wants text generated, which a candidate does in a chat only; {remedy}"
+        msg = f"the task generates text, which a candidate does in a chat only; {remedy}"
         raise ValueError(msg)
     messages: list[dict[str, str]] = json.loads(context)
     if messages[-1]["role"] == "assistant":
-        msg = "the task begins the answer itself (gen_prefix), which a chat interface cannot; choose another task"
+        msg = "the task begins the answer itself (gen_prefix), which a chat interface cannot do; choose another task"
         raise ValueError(msg)
     return messages
 
 
 def _options(given: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """Return the most tokens and the stop strings of a task's generation_kwargs. Raises ValueError for sampling."""
+    """Return max_tokens and stop strings from a task's generation_kwargs. Raises ValueError for sampling."""
     if given.get("do_sample", given.get("temperature", 0) > 0):
         msg = "the task wants answers sampled, and candidates answer greedily; set do_sample: false in the task"
         raise ValueError(msg)
@@ -189,7 +189,7 @@ def _options(given: Mapping[str, Any]) -> tuple[int, list[str]]:
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many ids *one* and *other* begin with in common."""
+    """Return the length of the common prefix of *one* and *other*."""
     pairs = zip(one, other, strict=False)
     return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 

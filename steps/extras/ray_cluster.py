@@ -1,7 +1,7 @@
-"""Trials on a Ray cluster: each is a Ray task that runs the chain of this very commit on some node.
+"""Trials on a Ray cluster: each is a Ray task that runs the chain of this commit on a node.
 
-Ray Core rather than Hydra's Ray launcher, which cannot join a cluster that is already running. Ray decides on which
-node; runs are opened and closed here, because a node that dies cannot close its own.
+This uses Ray Core, because Hydra's Ray launcher cannot join a running cluster. Ray chooses the node. Runs are opened
+and closed here, because a dead node cannot close its own.
 """
 
 import io
@@ -30,17 +30,17 @@ from steps.sweeps.trials import LOST
 
 
 class Cluster:
-    """The Ray cluster at *address*; `auto` is the one that this machine belongs to. With *gpu* a trial gets one."""
+    """The Ray cluster at *address*, or this machine's own for `auto`. With *gpu* each trial gets a GPU."""
 
     def __init__(self, address: str, *, gpu: bool) -> None:
-        """Connect. Raises ConfigError when trials could not run there as they would here."""
+        """Connect. Raises ConfigError if trials could not run there as they would here."""
         self._commit = _clean_commit(address)
         _require_server(address)
         threads = os.environ.get("OMP_NUM_THREADS")
         self._variables = {} if threads is None else {"OMP_NUM_THREADS": threads}
         self._ray = ray = _connected(address)
         ray.cloudpickle.register_pickle_by_value(node)
-        # Ray's own retries would leave the runs of a dead node open.
+        # No retries by Ray: they would leave the runs of a dead node open.
         task = ray.remote(node.run_command)
         self._task = task.options(
             name="trial", num_cpus=1, num_gpus=int(gpu), max_retries=0, scheduling_strategy="SPREAD"
@@ -49,7 +49,7 @@ class Cluster:
         self._active: set[Any] = set()
 
     def start(self, command: str, variables: dict[str, str]) -> int:
-        """Run *command* with *variables* on a node; return its exit code, or LOST when the node or its worker died."""
+        """Run *command* with *variables* on a node; return its exit code, or LOST if the node or its worker died."""
         errors = self._ray.exceptions
         task = self._task.remote(self._project, self._commit, command, variables | self._variables)
         self._active.add(task)
@@ -65,7 +65,7 @@ class Cluster:
             self._active.discard(task)
 
     def stop(self, is_over: Callable[[], bool]) -> None:
-        """End what runs on the nodes: the chain of a worker that is gone ends by itself."""
+        """Cancel the tasks on the nodes; a chain ends by itself when its worker is gone."""
 
         def send(_number: int) -> None:
             if is_over():
@@ -77,7 +77,7 @@ class Cluster:
 
 
 def require_shared_artifacts(run: Run) -> None:
-    """Raise StepError when the artifacts of *run* would lie on one machine's disk."""
+    """Raise StepError if the artifacts of *run* would be on one machine's disk."""
     uri = run.info.artifact_uri
     if urlparse(uri).scheme in ("", "file"):
         where = (
@@ -96,7 +96,7 @@ def _require_server(address: str) -> None:
 
 
 def _clean_commit(address: str) -> str:
-    """Return the commit of the project's folder. Raises ConfigError when the folder differs from it."""
+    """Return the commit of the project's folder. Raises ConfigError if the folder differs from it."""
     tags = provenance_tags(0)
     if tags["code.dirty"] != "false":
         fact = f"sweep.ray={address} runs the project's last commit on every node, and {ROOT}"
@@ -114,15 +114,15 @@ def _connected(address: str) -> Any:  # noqa: ANN401  an optional package has no
         _require_answer(address)
         ray.init(address=address, logging_level="WARNING")
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        msg = f"sweep.ray={address} cannot be joined ({one_line(error)}): see docs/sweeps.md"
+        msg = f"sweep.ray={address} cannot be joined ({one_line(error)}): see docs/guides/sweeps.md"
         raise ConfigError(msg) from error
-    end_on_signals()  # Ray has put its own handler in their place
+    end_on_signals()  # again, because Ray has replaced the handlers
     return ray
 
 
 def _require_answer(address: str) -> None:
-    """Raise OSError when nobody listens at *address*, where `ray.init` would wait for longer than anybody does."""
-    from ray._private.services import canonicalize_bootstrap_address  # what `auto` is, nothing public tells
+    """Raise OSError if no server listens at *address*; `ray.init` would wait for minutes."""
+    from ray._private.services import canonicalize_bootstrap_address  # no public function resolves `auto`
 
     if not address.startswith("ray://") and (found := canonicalize_bootstrap_address(address)) is not None:
         host, _, port = found.rpartition(":")
@@ -130,11 +130,11 @@ def _require_answer(address: str) -> None:
 
 
 def _packed() -> bytes:
-    """Return a clone of the project with its last commit, as a tar file. Nothing that git does not track is in it."""
+    """Return a clone of the project at its last commit as a tar file, without untracked files."""
     with tempfile.TemporaryDirectory() as work:
         clone = Path(work) / "project"
         subprocess.run(["git", "clone", "--quiet", "--depth", "1", f"file://{ROOT}", clone], check=True)
-        # It names a folder of this machine.
+        # The remote names a folder of this machine.
         subprocess.run(["git", "-C", clone, "remote", "remove", "origin"], check=True)
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz") as tar:

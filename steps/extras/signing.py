@@ -1,7 +1,7 @@
 """Signatures over a model's folder, with a local key: OpenSSF model signing, https://github.com/ossf/model-signing-spec.
 
-The signature lies beside the model, as an artifact of the run that made it; the version says where in its tag
-`signature`. Anybody with the public key can check it, here or with the `model_signing` command.
+The signature is an artifact of the run that made it; the version's tag `signature` says where. It can be verified with
+the public key, here or with the `model_signing` command.
 """
 
 import os
@@ -24,7 +24,7 @@ PASSWORD = "SIGN_KEY_PASSWORD"  # noqa: S105  the name of a variable
 """The environment variable that holds the password of an encrypted private key."""
 
 ADDED = "registered_model_meta"
-"""The file that MLflow adds to a registered model when it is downloaded."""
+"""The file that MLflow adds to a registered model on download."""
 
 
 def require_key(private_key: Path) -> None:
@@ -37,7 +37,7 @@ def require_key(private_key: Path) -> None:
 
 
 def sign_version(version: ModelVersion, private_key: Path, folder: Path) -> None:
-    """Sign the model of *version*, which lies in *folder*, on the active run, and note where on the version.
+    """Sign the model of *version*, which is in *folder*; log the signature on the active run, and tag the version.
 
     Raises StepError for a key that cannot sign.
     """
@@ -53,26 +53,26 @@ def sign_version(version: ModelVersion, private_key: Path, folder: Path) -> None
 
 
 def _sign(folder: Path, signature: Path, private_key: Path) -> None:
-    """Write to the file *signature* that the owner of *private_key* signed every file in *folder*."""
-    from model_signing import hashing, signing  # slow to load, and rarely needed
+    """Write a signature of every file in *folder*, made with *private_key*, to the file *signature*."""
+    from model_signing import hashing, signing  # slow to import, and rarely needed
 
-    # Bytes are what the library hands on to `cryptography`, though its own annotation says str.
+    # bytes, because the library passes it on to `cryptography`, although it is annotated as str.
     password: Any = os.environ[PASSWORD].encode() if os.environ.get(PASSWORD) else None
     ignored = hashing.Config().set_ignored_paths(paths=[ADDED], ignore_git_paths=False)
     try:
         signer = signing.Config().use_elliptic_key_signer(private_key=private_key, password=password)
         signer.set_hashing_config(ignored).sign(folder, signature)
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        # Not the library's words: who knows what of the key they hold.
+        # Without the library's message, which might contain parts of the key.
         fact = f"register.sign_key={private_key} cannot sign ({type(error).__name__})"
         msg = f"{fact}: give an elliptic-curve key in PEM (P-256, P-384, P-521), its password in {PASSWORD}"
         raise StepError(msg) from None
 
 
 def verify_version(version: ModelVersion, public_key: Path) -> int:
-    """Return how many files of *version*, as a user would download it, the owner of *public_key* signed.
+    """Verify the signature of *version* with *public_key*; return the number of its files.
 
-    Raises StepError when it is not signed, or not by that key, or a file is not what was signed.
+    Raises StepError if it is not signed, not signed by that key, or a file differs from what was signed.
     """
     from model_signing import verifying
 
@@ -90,7 +90,7 @@ def verify_version(version: ModelVersion, public_key: Path) -> int:
             raise StepError(msg) from error
         try:
             verifying.Config().use_elliptic_key_verifier(public_key=public_key).verify(model, Path(signature))
-        except Exception as error:  # the library raises many kinds; each of them means no
+        except Exception as error:  # the library raises many kinds of errors; each means that verification failed
             fact = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             msg = f"{label} is not what the owner of {public_key} signed: {fact[:500]}"
             raise StepError(msg) from error

@@ -1,4 +1,4 @@
-"""One process, one entry point: the command line, signals, the store, and exit codes."""
+"""One process is one entry point: command line, signals, store, exit codes."""
 
 import os
 import sys
@@ -22,13 +22,13 @@ from steps.safety.processes import LAUNCHER_PID, close_run, closing, end_on_sign
 from steps.safety.secrets import remove_credentials
 
 Main = Callable[[Config, list[str]], None]
-"""What an entry point runs: the configuration, and the overrides that made it."""
+"""The function of an entry point: it takes the configuration, and the overrides that it was composed from."""
 
 RELATIVE_SQLITE = "sqlite:///"
 
 
 def execute(step: str) -> None:
-    """Run the step *step* of `steps/<step>.py` with the configuration that the command line describes."""
+    """Run `steps/<step>.py` with the configuration that the command line describes."""
     command(step, lambda config, _overrides: run_step(step, import_module(f"steps.{step}").run, config))
 
 
@@ -46,7 +46,7 @@ def command(name: str, main: Main) -> None:
 def reporting(name: str) -> Iterator[None]:
     """Make this process the entry point *name*: settle the store, and turn errors and signals into exit codes.
 
-    Exits with 2 and one line for a ConfigError, with 1 and one line for a StepError. Other exceptions keep their trace.
+    A ConfigError exits with 2 and one line, a StepError with 1 and one line. Other exceptions keep their trace.
     """
     end_on_signals()
     settle_store()
@@ -54,14 +54,14 @@ def reporting(name: str) -> Iterator[None]:
         watch_launcher()
         yield
     except SystemExit as ended:
-        if ended.code:  # a signal; Hydra ends --help with 0
+        if ended.code:  # a signal; --help exits with 0
             close_unopened_run()
         raise
     except ConfigError as error:
         print(f"{name}: {error}", file=sys.stderr)
         if run_id := os.environ.get("MLFLOW_RUN_ID"):
             with suppress(MlflowException):
-                remove_credentials(run_id)  # MLflow made this run; no step will ever open it
+                remove_credentials(run_id)  # MLflow made this run, and no step will open it
         sys.exit(2)
     except StepError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -69,7 +69,7 @@ def reporting(name: str) -> Iterator[None]:
 
 
 def run_through_hydra(main: Main, arguments: list[str]) -> None:
-    """Let Hydra act on its own flags: --help, --cfg job, --multirun and the like."""
+    """Let Hydra handle its own flags, such as --help, --cfg job and --multirun."""
 
     def job(composed: DictConfig) -> None:
         main(to_config(composed), list(HydraConfig.get().overrides.task))
@@ -82,8 +82,8 @@ def run_through_hydra(main: Main, arguments: list[str]) -> None:
 def settle_store() -> None:
     """Make a relative `sqlite:///x.db` absolute, for this process and all that it starts.
 
-    `mlflow run <git URL>` runs in a clone, where the same relative URI names another, empty database. The URI is
-    relative to the folder in which `mlflow run` was typed, and that process never leaves its folder.
+    `mlflow run <git URL>` runs in a clone, where a relative URI would name another, empty database. The URI is relative
+    to the folder in which `mlflow run` was typed; that process does not change its folder.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     path = uri.removeprefix(RELATIVE_SQLITE)
@@ -96,8 +96,8 @@ def settle_store() -> None:
 
 
 def close_unopened_run() -> None:
-    """Mark as KILLED the run that this process was given, if it ends before it could open it: its maker may be gone."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")  # MLflow takes it away when it opens the run
+    """Mark as KILLED the run that this process was given but did not open; the process that made it may be gone."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")  # MLflow removes it when it opens the run
     if run_id is None:
         return
     closing()

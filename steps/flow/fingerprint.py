@@ -1,7 +1,7 @@
-"""What the result of a step depends on: as facts to compare, and as one hash to find the result by.
+"""What the result of a step depends on: facts to compare, and one hash to find the result by.
 
-The facts are the source of the step and of every module of ours that it imports, the part of the configuration that it
-reads, the digests of its inputs, and the lock. The machine, the time and the user are no facts.
+The facts are the source of the step and of every module of ours that it imports, the parts of the configuration that it
+reads, the digests of its inputs, and the lock. Machine, time and user are left out.
 """
 
 import ast
@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import resolve_name
 from pathlib import Path
 
 from steps.checkpoint.manifest import needed_files
@@ -20,18 +21,18 @@ from steps.records.step import Inputs
 from steps.records.tags import DIGEST
 
 FACTS = "fingerprint.json"
-"""The artifact that holds the facts behind it."""
+"""The artifact that holds the facts."""
 
 PINNED = re.compile(r"models:/(m-\w+|[^/@]+/\d+)|runs:/[0-9a-f]{32}/.+")
-"""The URIs of models that always name the same one; an alias, a folder or `latest` may come to name another."""
+"""The URIs that always name the same model; an alias, a folder or `latest` may name another one later."""
 
-NOT_RESULTS = ("config", "safety")
-"""Rooms of ours that no result depends on: values of the configuration are facts of their own, see `Fingerprint`."""
+NOT_RESULTS = ("steps.config", "steps.safety", "steps.records.errors", "steps.checkpoint.hub_errors")
+"""Modules that no result depends on. Configured values are facts of their own, and a finished run had no error."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The facts: sha256 of each source by path, configuration by dotted key, hash of each input, hash of the lock."""
+    """The facts: sha256 of each source by path, configuration by dotted key, digest of each input, hash of the lock."""
 
     step: str
     sources: dict[str, str]
@@ -50,12 +51,12 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, text: str) -> "Fingerprint":
-        """Return what `to_json` wrote."""
+        """Return the fingerprint that `to_json` wrote."""
         return cls(**json.loads(text))
 
 
 def fingerprint(step: str, config: Config, inputs: Inputs) -> Fingerprint:
-    """Return the fingerprint of *step* with *config* on the runs *inputs*, by the steps that made them."""
+    """Return the fingerprint of *step* with *config* on the runs *inputs*."""
     flat, parts = flat_dict(config), STEPS[step].reads
     read = {key: value for key, value in flat.items() if any(f"{key}.".startswith(f"{part}.") for part in parts)}
     digests = {key: run.data.tags.get(DIGEST, run.info.run_id) for key, run in inputs.items()}
@@ -69,7 +70,7 @@ def fingerprint(step: str, config: Config, inputs: Inputs) -> Fingerprint:
 
 
 def sources(step: str) -> dict[str, str]:
-    """Return the hash of each file that *step* is made of, by its path in the project."""
+    """Return the sha256 of each source file of *step*, by its path in the project."""
     return {path.relative_to(ROOT).as_posix(): hash_file(path) for path in sorted(sources_of(f"steps.{step}"))}
 
 
@@ -92,10 +93,11 @@ def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
 
 
 def sources_of(module: str) -> set[Path]:
-    """Return the files of *module*, of every module of ours that it imports, transitively, and what lies beside them.
+    """Return the files of *module*, and of every module of ours that it imports, directly or not.
 
-    Beside them: files that are not Python, such as a report's template. Read, not imported: nothing is executed. Left
-    out are the rooms NOT_RESULTS, modules that hold a docstring alone, and what a `__main__` block imports.
+    Files that are not Python, such as a report's template, count if they are in the same folder. The modules are
+    parsed, not imported. Left out are NOT_RESULTS, modules with nothing but a docstring, and imports of a
+    `__main__` block.
     """
     found: set[Path] = set()
     seen: set[str] = set()
@@ -103,7 +105,7 @@ def sources_of(module: str) -> set[Path]:
     while todo:
         name = todo.pop()
         path = _file_of(name)
-        if path is None or name in seen or name.split(".")[1:2] in [[room] for room in NOT_RESULTS]:
+        if path is None or name in seen or f"{name}.".startswith(tuple(f"{each}." for each in NOT_RESULTS)):
             continue
         seen.add(name)
         body = _body(path)
@@ -122,7 +124,7 @@ def _file_of(module: str) -> Path | None:
 
 
 def _body(path: Path) -> list[ast.stmt]:
-    """Return the statements of the file at *path*, less its docstring and its `if __name__ == "__main__"`."""
+    """Return the statements of the file at *path* without its docstring and its `if __name__ == "__main__"`."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
     if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
         body = body[1:]
@@ -135,14 +137,13 @@ def _imports(body: list[ast.stmt], package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            module = ".".join([*above, *([node.module] if node.module else [])])
+            module = resolve_name(f"{'.' * node.level}{node.module or ''}", package)
             yield module
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def _files(step: str, config: Config) -> dict[str, str]:
-    """Return the hash of each file of the user's that *step* reads, by the key that names it."""
+    """Return the sha256 of each of the user's files that *step* reads, by the key that names it."""
     if step == "evaluate":
         files = {"evaluate.task": config.evaluate.task, "evaluate.fidelity.text": config.evaluate.fidelity.text}
         return {key: hash_file(project_path(path)) for key, path in files.items() if path is not None}
@@ -156,7 +157,7 @@ def _files(step: str, config: Config) -> dict[str, str]:
 
 
 def movable(step: str, config: Config) -> str | None:
-    """Return why the result of *step* can differ though its fingerprint is the same, or None when it cannot."""
+    """Return why the result of *step* may differ although its fingerprint is the same, or None if it cannot."""
     model, onnx = config.model, config.build_onnx_wrapper
     if step == "evaluate":
         moving = [(name, uri) for name, uri in config.evaluate.candidates.items() if not PINNED.fullmatch(uri)]
@@ -179,13 +180,13 @@ def _if_no_commit(key: str, revision: str | None) -> str | None:
 
 
 def _harness(step: str, options: Harness) -> dict[str, str]:
-    """Return what lm-evaluation-harness adds where it is asked: its version, and the user's own task files."""
+    """Return the facts that lm-evaluation-harness adds if it is used: its version, and the user's own task files."""
     if step != "evaluate" or not options.tasks:
         return {}
     found = {"lm_eval": version("lm_eval")}
     if options.include_path is not None:
         folder = project_path(options.include_path)
-        files = (path for path in files_below(folder) if path.suffix != ".pyc")  # of a task's own functions, once run
+        files = (path for path in files_below(folder) if path.suffix != ".pyc")  # compiled from a task's functions
         found["evaluate.harness.include_path"] = digest(describe(files, folder))
     return found
 

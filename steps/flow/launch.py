@@ -1,4 +1,4 @@
-"""Starts a step as the MLproject entry point that it is: a process of its own, a run of its own under the chain's."""
+"""Starts a step as its MLproject entry point: in a process of its own, with a run nested in the chain's."""
 
 import os
 import subprocess
@@ -18,12 +18,12 @@ from steps.records.tags import PROCESS, STEP, outputs
 from steps.safety.processes import closing, end, process_tag
 
 Start = Callable[[str, dict[str, str]], int]
-"""Runs a shell command, with variables added to its environment, and returns its exit code, negative after a signal."""
+"""Runs a shell command with additional environment variables; returns its exit code, negative after a signal."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """How a step went: `status` of its run, exit `code` of its process, wall `seconds`, and what it handed over."""
+    """How a step went: `status` of its run, exit `code` of its process, wall `seconds`, and its outputs."""
 
     run_id: str
     status: str
@@ -33,8 +33,8 @@ class StepResult:
 
 
 def start_here(command: str, variables: dict[str, str]) -> int:
-    """Run *command* on this machine, in a process group of its own that ends with this call; the `Start` of a step."""
-    # The entry point says `python`: the one that runs the chain, whatever PATH says.
+    """Run *command* on this machine, in a process group that ends with this call; the default `Start`."""
+    # MLproject says `python`; put the interpreter that runs the chain first on PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = os.environ | variables | {"PATH": path}
     process = subprocess.Popen(["bash", "-c", command], cwd=ROOT, env=environment, start_new_session=True)
@@ -50,9 +50,9 @@ def start_here(command: str, variables: dict[str, str]) -> int:
 def launch(step: str, parameters: dict[str, str], parent: Run, start: Start = start_here) -> StepResult:
     """Run *step* with *parameters* in a run nested under *parent*, and wait for it. May be called from any thread.
 
-    *start* says on which machine its process runs; the run is opened and closed here, whatever becomes of that machine.
-    As `mlflow.projects.run` does with the local environment; but that call tells nobody the id of a run that failed,
-    and leaves the process alive when its caller is killed.
+    *start* decides on which machine its process runs. The run is opened and closed here, even if that machine dies.
+    `mlflow.projects.run` does the same, but does not return the id of a failed run, and leaves the process alive when
+    its caller is killed.
     """
     experiment, client = parent.info.experiment_id, MlflowClient()
     entry_point = load_project(str(ROOT)).get_entry_point(step)
@@ -66,26 +66,26 @@ def launch(step: str, parameters: dict[str, str], parent: Run, start: Start = st
     finally:
         seconds = time.monotonic() - started
         if client.get_run(run_id).info.status == "RUNNING":
-            # A shell between the two reports a signal as 128 and more.
+            # A shell in between reports a signal as 128 or more.
             client.set_terminated(run_id, "KILLED" if code < 0 or code > 128 else "FAILED")
     closed = client.get_run(run_id)
     return StepResult(run_id, closed.info.status, code, seconds, outputs(closed))
 
 
 def _tags(client: MlflowClient, step: str, parent: Run) -> dict[str, str]:
-    """Return the tags of a new run of *step* under *parent*: where it came from, and whose it is."""
-    # Asked for again: *parent* may still hold what MLflow made them of, with the credentials of a git URL.
+    """Return the tags of a new run of *step* under *parent*: its origin and its process."""
+    # Read again, because the tags in *parent* may still contain the credentials of a git URL.
     own = client.get_run(parent.info.run_id).data.tags
     return {key: value for key, value in own.items() if key.startswith(("mlflow.user", "mlflow.source."))} | {
         MLFLOW_PROJECT_ENTRY_POINT: step,
         MLFLOW_PARENT_RUN_ID: parent.info.run_id,
-        # Until the step says that it works on the run itself: a server may go away between the two.
+        # Until the step sets its own: the server may go away before it does.
         PROCESS: process_tag(),
         STEP: step,
     }
 
 
 def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
-    """Send *number* to the group that *process* leads. Raises ProcessLookupError when nobody is in it."""
-    process.poll()  # a leader that has ended stays in its group until it is asked after
+    """Send *number* to the process group of *process*. Raises ProcessLookupError if the group is empty."""
+    process.poll()  # reap the leader if it has ended: a zombie stays in its group
     os.killpg(process.pid, number)

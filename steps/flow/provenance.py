@@ -1,4 +1,4 @@
-"""Which code, which lock, which machine: what it takes to tell where a run came from."""
+"""Where a run comes from: code, lock, versions, machine."""
 
 import hashlib
 import platform
@@ -32,7 +32,7 @@ def provenance_tags(seed: int) -> dict[str, str]:
 
 
 def uncommitted_changes() -> str:
-    """Return what differs from the commit, as a patch, with the names of files that git does not track; or nothing."""
+    """Return the changes since the commit as a patch, after the names of untracked files; empty if there are none."""
     untracked = _git("ls-files", "--others", "--exclude-standard") or ""
     patch = _git("diff", "--no-ext-diff", "HEAD") or ""
     return "\n".join([*(f"# not tracked: {name}" for name in untracked.splitlines()), *patch.splitlines(), ""]).lstrip(
@@ -48,10 +48,10 @@ def _version(package: str) -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git says of the project, or None where there is no repository or no git."""
+    """Return git's output for the project, or None if there is no repository or no git."""
     try:
         command = ["git", "-C", str(ROOT), *arguments]
-        # A file in another encoding is no reason to fail: what is no UTF-8 is replaced.
+        # A file in another encoding must not fail the run, so bytes that are not UTF-8 are replaced.
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True)
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,4 +1,4 @@
-"""Does a step have to run? Not if a finished run has its fingerprint, and all that it made is still there."""
+"""Does a step have to run? Not if a finished run has the same fingerprint and all its artifacts are intact."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ VERSION = re.compile(r"models:/([^/]+)/(\d+)")
 
 @dataclass(frozen=True)
 class Decision:
-    """`reused`: the run to use, or None when the step has to run. `reason`: why, in a few words."""
+    """`reused`: the run to use, or None if the step has to run. `reason`: why, in a few words."""
 
     reused: Run | None
     reason: str
@@ -30,8 +30,8 @@ class Decision:
 def decide(facts: Fingerprint, config: Config, *, always_look: bool = False) -> Decision:
     """Return whether the step of *facts* has to run.
 
-    Any finished, complete run in the store with the same fingerprint will do, whoever made it; with `reuse=false` none
-    does, and none of what may have moved (a branch), unless *always_look*.
+    Any finished and complete run in the store with the same fingerprint can be reused. With `reuse=false` none is, and
+    neither is one whose input may have moved (a branch), unless *always_look*.
     """
     if not config.reuse and not always_look:
         return Decision(None, "reuse=false")
@@ -47,7 +47,7 @@ def decide(facts: Fingerprint, config: Config, *, always_look: bool = False) -> 
 
 
 def damage_of(run: Run) -> str | None:
-    """Return what of the finished *run* is missing or has changed, or None when it is complete."""
+    """Return which output of the finished *run* is missing or has changed, or None if all are intact."""
     if damage := missing_artifact(run):
         return damage
     for uri in outputs(run).values():
@@ -65,7 +65,7 @@ def damage_of(run: Run) -> str | None:
 
 
 def _what_changed(facts: Fingerprint) -> str:
-    """Return how *facts* differ from those of the newest finished run of the same step."""
+    """Return how *facts* differ from the newest finished run of the same step."""
     for run in _finished_runs(f"tags.step = '{facts.step}'"):
         try:
             old = Fingerprint.from_json(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{FACTS}"))
@@ -76,7 +76,7 @@ def _what_changed(facts: Fingerprint) -> str:
 
 
 def _finished_runs(condition: str) -> Iterator[Run]:
-    """Yield the finished runs of the whole store that fulfil *condition*, newest first."""
+    """Yield the finished runs in the whole store that match *condition*, newest first."""
     client = MlflowClient()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     condition = f"{condition} and attributes.status = 'FINISHED'"

@@ -1,4 +1,4 @@
-"""How a step becomes a run: the flow opens it, finds the runs it builds on, and writes what it hands over, last."""
+"""Runs a step: opens its run, finds the runs that it builds on, calls it, and writes its outputs last."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -24,21 +24,21 @@ from steps.safety.processes import closing, process_tag
 from steps.safety.secrets import remove_credentials, without_credentials, without_secrets
 
 SAMPLING_SECONDS = 2
-"""How often a step's run records the machine's CPU, memory, disk, network and GPU."""
+"""How often a step's run records CPU, memory, disk, network and GPU."""
 
 StepFunction = Callable[[Config, Inputs], Outputs]
-"""The `run` of a step's module."""
+"""The function `run` of a step's module."""
 
 
 def run_step(step: str, run: StepFunction, config: Config) -> None:
     """Call *run*, the function of *step*, in a run of its own, on the runs that *config* names.
 
-    The run gets its outputs, its digest and its fingerprint after everything else, in one call: what they name is
-    complete. Raises StepError when a run that *step* builds on cannot be used.
+    Outputs, digest and fingerprint are tagged in one call, after everything else: what they name is complete. Raises
+    StepError if a run that *step* builds on cannot be used.
     """
     name = run_name(step, config)
     with open_run(name, config):
-        if name != step:  # it builds on no run, and nobody may reuse it
+        if name != step:  # it builds on no run, and must not be reused
             run(config, {})
             return
         inputs = {made_by: input_run(made_by, config) for made_by in STEPS[step].builds_on}
@@ -54,7 +54,7 @@ def run_step(step: str, run: StepFunction, config: Config) -> None:
 
 
 def run_name(step: str, config: Config) -> str:
-    """Return the name of the run of *step*: register has two more jobs, which register nothing."""
+    """Return the name of the run of *step*; register has two other jobs, rollback and verify."""
     if step == "register" and config.register.rollback:
         return "rollback"
     if step == "register" and config.register.verify_key:
@@ -65,7 +65,7 @@ def run_name(step: str, config: Config) -> str:
 def _reusable(step: str, facts: Fingerprint) -> dict[str, str]:
     """Return the tag by which the active run can be reused; none if a source file changed during the run.
 
-    Then nobody can tell which version ran.
+    In that case we cannot tell which version ran.
     """
     saved = [path for path, digest in sources(step).items() if facts.sources.get(path) != digest]
     if saved:
@@ -76,11 +76,11 @@ def _reusable(step: str, facts: Fingerprint) -> dict[str, str]:
 
 @contextmanager
 def open_run(name: str, config: Config) -> Iterator[ActiveRun]:
-    """Open the run *name*: the one that MLflow made for this process, or a new one, with provenance and parameters.
+    """Open the run *name*, with provenance and parameters: the run that MLflow made for this process, or a new one.
 
-    Its status follows the body: FINISHED, FAILED after an error, KILLED after a signal.
+    At the end its status is FINISHED, FAILED after an error, or KILLED after a signal.
     """
-    # Also inside: otherwise closing the run would wait for the missing server once more.
+    # Also inside: otherwise closing the run would retry the missing server.
     with explained(), _own_run(name) as run, explained():
         mlflow.set_tags(provenance_tags(config.seed))
         remove_credentials(run.info.run_id)
@@ -93,7 +93,7 @@ def open_run(name: str, config: Config) -> Iterator[ActiveRun]:
 
 
 def log_artifact_list() -> None:
-    """Log the list of the active run's artifacts, by which a later flow sees whether they are all still there."""
+    """Log the list of the active run's artifacts, which a later flow compares with what it finds."""
     run = mlflow.active_run()
     assert run is not None
     record_artifacts(run)
@@ -104,7 +104,7 @@ def _own_run(name: str) -> Iterator[ActiveRun]:
     logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
     mlflow.set_system_metrics_sampling_interval(SAMPLING_SECONDS)
     with _opened_by_one():
-        # With its tags from the first moment: a run that does not say whose it is would stay RUNNING after a kill.
+        # With tags from the start, because a run without its process would stay RUNNING after a kill.
         tags = {STEP: name, PROCESS: process_tag()}
         run = mlflow.start_run(run_name=name, tags=tags, log_system_metrics=name in STEPS)
     status = "FAILED"
@@ -116,7 +116,7 @@ def _own_run(name: str) -> Iterator[ActiveRun]:
         status = "KILLED"
         raise
     except Exception as error:
-        with suppress(MlflowException):  # a server that is away must not hide the error itself
+        with suppress(MlflowException):  # a missing server must not hide the error itself
             mlflow.set_tag(ERROR, without_secrets(one_line(error)))
         raise
     finally:
@@ -126,17 +126,17 @@ def _own_run(name: str) -> Iterator[ActiveRun]:
 def _opened_by_one() -> AbstractContextManager[None]:
     """Return the lock under which this process may open the store.
 
-    Two processes that open a fresh database at the same moment would both set it up, and one of them would fail. A
-    server has set up its database before it answers.
+    If two processes open a fresh database at the same moment, both set it up, and one fails. A server has set up its
+    database before it answers.
     """
     uri = mlflow.get_tracking_uri()
     return nullcontext() if uri.startswith("http") else one_at_a_time(f"store-{hash_text(uri)}")
 
 
 def log_new_params(run: ActiveRun, config: Config, parts: tuple[str, ...]) -> None:
-    """Log, of *config*, the keys in *parts* as parameters; `""` is all of it.
+    """Log the keys of *config* that are in *parts* as parameters; `""` means all.
 
-    MLflow has logged what came by -P already, quoted for a shell, and a parameter cannot change: those stay.
+    MLflow has already logged keys given with -P, quoted for a shell. A parameter cannot change, so these stay.
     """
     logged = set(MlflowClient().get_run(run.info.run_id).data.params)
     flat = {key: value for key, value in flat_dict(config).items() if key.startswith(parts)}
@@ -146,7 +146,7 @@ def log_new_params(run: ActiveRun, config: Config, parts: tuple[str, ...]) -> No
 def input_run(step: str, config: Config) -> Run:
     """Return the FINISHED run of *step* that the configuration names, and tag the active run with its id.
 
-    Raises StepError when the configuration names none.
+    Raises StepError if the configuration names none.
     """
     key = STEPS[step].run_key
     assert key is not None

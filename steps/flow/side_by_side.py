@@ -1,4 +1,4 @@
-"""Several processes of this machine side by side: how many, and how all of them end when one signal asks for it."""
+"""Several processes on this machine side by side: how many, and how one signal ends all."""
 
 import contextlib
 import os
@@ -16,18 +16,18 @@ T = TypeVar("T")
 IsOver = Callable[[], bool]
 
 BYTES_PER_CHECKPOINT_BYTE, BYTES_OF_LIBRARIES = 4.2, 3e9
-"""What both builds together hold: onnxruntime-genai's builder up to 3.1 times the checkpoint, the pipeline step 1.1.
+"""Memory of both builds together: onnxruntime-genai's builder takes up to 3.1 times the checkpoint, the pipeline 1.1.
 
-Measured at Phi-3-mini's size, see docs.
+Measured at Phi-3-mini's size: docs/reference/benchmarks.md.
 """
 
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def side_by_side(calls: Sequence[Callable[[], T]], jobs: int, stop: Callable[[IsOver], None]) -> list[T]:
-    """Return the results of *calls*, *jobs* at a time. With several, each is called in a thread of its own.
+    """Return the results of *calls*, *jobs* at a time. Several calls run in threads.
 
-    An exception, such as a signal's, ends them all: *stop* is called with a function that says whether all are over.
+    An exception, such as a signal's, ends all: *stop* is called with a function that says whether all are over.
     """
     if len(calls) == 1:
         return [calls[0]()]
@@ -36,7 +36,7 @@ def side_by_side(calls: Sequence[Callable[[], T]], jobs: int, stop: Callable[[Is
     try:
         return [future.result() for future in futures]
     except BaseException:
-        # Signals reach this thread alone; the threads that wait for a process go on until it has ended.
+        # A signal reaches this thread only; the threads that wait for a process go on until it has ended.
         closing()
         pool.shutdown(wait=False, cancel_futures=True)
         stop(lambda: all(future.done() for future in futures))
@@ -44,7 +44,7 @@ def side_by_side(calls: Sequence[Callable[[], T]], jobs: int, stop: Callable[[Is
 
 
 def end_children(is_over: IsOver, grace: float) -> None:
-    """Send SIGTERM, and after *grace* seconds SIGKILL, to the processes below this one until *is_over*."""
+    """Send SIGTERM, and after *grace* seconds SIGKILL, to this process's children until *is_over*."""
 
     def send(number: int) -> None:
         if is_over():
@@ -55,15 +55,15 @@ def end_children(is_over: IsOver, grace: float) -> None:
 
 
 def jobs_for(checkpoint_bytes: float) -> int:
-    """Return how many steps may run at a time: two where cores and memory suffice for both builds, otherwise one."""
+    """Return how many steps may run at a time: two if cores and memory suffice for both builds, otherwise one."""
     needed = BYTES_PER_CHECKPOINT_BYTE * checkpoint_bytes + BYTES_OF_LIBRARIES
     return 2 if len(os.sched_getaffinity(0)) > 1 and needed < available_memory() else 1
 
 
 def available_memory(limit: Path = MEMORY_LIMIT) -> float:
-    """Return the bytes of memory that this machine, within the limit of its container, still has."""
+    """Return the available memory in bytes, within the limit of the container."""
     available = float(psutil.virtual_memory().available)
-    with contextlib.suppress(OSError, ValueError):  # no container, or `max`
+    with contextlib.suppress(OSError, ValueError):  # not in a container, or the limit is `max`
         used = int(limit.with_name("memory.current").read_text())
         available = min(available, float(int(limit.read_text()) - used))
     return available

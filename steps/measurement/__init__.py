@@ -1,4 +1,5 @@
-"""Loaded candidates measured against each other: between `flow`, which loads them, and `evaluation`, which computes.
+"""Loaded candidates, measured side by side.
 
-`inside` is what a candidate's process does; `candidates` says in which order, and what a failure means.
+measure.py  in which order candidates are asked, timed and compared, and what a failure means
+worker.py   what runs in a candidate's own process
 """

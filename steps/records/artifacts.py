@@ -1,4 +1,4 @@
-"""Artifacts: as folders, and as a list by which it is seen later whether they are all still there."""
+"""Artifacts: as a folder, and as a list that shows later whether all are still there."""
 
 import json
 import tempfile
@@ -16,24 +16,24 @@ from mlflow.exceptions import MlflowException
 from steps.records.files import describe, files_below
 
 ARTIFACTS = "artifacts.json"
-"""The list of a run's artifacts, with sizes, and hashes where the store is on this machine."""
+"""The list of a run's artifacts with sizes, and with hashes if the store is on this machine."""
 
 REPORT, GATES, SUMMARY, SCORES = "report.html", "gates.json", "summary.txt", "scores.md"
 PREDICTIONS, TABLE = "predictions.jsonl", "predictions_table.json"
-"""What evaluate logs. register reads gates, scores (for the model card) and predictions (their examples)."""
+"""Artifacts of evaluate. register reads the gates, the scores (for the model card) and the predictions' examples."""
 
 LADDER = "ladder.json"
 """What build_onnx_wrapper logs of the recipes that onnx=auto tried; evaluate's report shows it."""
 
 REGISTERED = "registered.json"
-"""What register logs: versions, aliases, and the history of champions."""
+"""Artifact of register: versions, aliases, and the history of champions."""
 
 
 @contextmanager
 def as_folder(artifact_uri: str) -> Iterator[Path]:
-    """Yield the folder of artifacts at *artifact_uri*, as a run or a logged model states its own; read, never write.
+    """Yield the folder of the artifacts at *artifact_uri*, of a run or a logged model; read only.
 
-    In place where the store is on this machine, otherwise a copy that is gone afterwards.
+    The folder itself if the store is on this machine, otherwise a copy, which is deleted afterwards.
     """
     folder = _local_folder(artifact_uri)
     if folder is not None:
@@ -44,12 +44,12 @@ def as_folder(artifact_uri: str) -> Iterator[Path]:
 
 
 def record_artifacts(run: Run) -> None:
-    """Log the list of everything that *run* has logged."""
+    """Log the list of all artifacts of *run*."""
     mlflow.log_dict(_list(run), ARTIFACTS)
 
 
 def missing_artifact(run: Run) -> str | None:
-    """Return what is wrong with the artifacts of *run*, or None when all are as they were when it finished."""
+    """Return what is wrong with the artifacts of *run*, or None if all are as they were when it finished."""
     try:
         stated = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{ARTIFACTS}"))
     except (OSError, MlflowException, ValueError):
@@ -64,9 +64,9 @@ def missing_artifact(run: Run) -> str | None:
 
 
 def list_files(artifact_uri: str, listed: Callable[[str | None], list[FileInfo]]) -> dict[str, list[object]]:
-    """Return [size in bytes, sha256] of each file at *artifact_uri*, by path; *listed* lists what is in a folder there.
+    """Return [size in bytes, sha256] of each file at *artifact_uri*, by path; *listed* lists a folder there.
 
-    Where the store is a service, sizes alone, and None for the rest: hashing would fetch everything.
+    If the store is a service, the sha256 is None: to hash a file would mean to download it.
     """
     folder = _local_folder(artifact_uri)
     if folder is None:

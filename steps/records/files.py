@@ -1,4 +1,4 @@
-"""Files and what they hold: sizes and sha256, one by one and in sum."""
+"""Files with size and sha256, and one digest for many."""
 
 import hashlib
 from collections.abc import Iterable

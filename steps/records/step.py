@@ -1,4 +1,4 @@
-"""What the flow gives a step, and what it takes back: `run(config, inputs) -> Outputs`."""
+"""What the flow gives a step, and what the step returns: `run(config, inputs) -> Outputs`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ Inputs = Mapping[str, Run]
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a step hands over. The flow writes it to the run's tags, last, once everything else is logged.
+    """What a step hands over. The flow writes it to the run's tags last, after everything else is logged.
 
-    `uris`: by name, each the URI of something complete. `digest`: the hash that stands for the result in the
-    fingerprints of later steps; None where no later step builds on it.
+    `uris`: URIs by name; each names something complete. `digest`: the hash that stands for the result in the
+    fingerprints of later steps; None if no step builds on it.
     """
 
     uris: dict[str, str]

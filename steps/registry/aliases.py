@@ -1,8 +1,8 @@
-"""Who is `champion`, who was (`previous`), who would be (`challenger`); since when, by which run, and why.
+"""The aliases `champion`, `previous` and `challenger`, and the history of champions.
 
-In MLflow an alias belongs to whoever wrote it last. So all that moves one here is done under a lock, and read back; and
-every change of champion leaves a tag of its own on the registered model, `champion.<time>`, which no later one
-overwrites. The order is always champion, previous, history: what a kill interrupts, the next change mends.
+In MLflow the last write to an alias wins. So aliases are moved under a lock and read back. Every change of champion
+adds a tag `champion.<time>` to the registered model, which no later change overwrites. The order is always champion,
+previous, history, so that the next change can complete one that was killed.
 """
 
 import getpass
@@ -25,12 +25,12 @@ from steps.safety.lock import one_at_a_time
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
 HISTORY = f"{CHAMPION}."
-"""The prefix of the registered model's tags that hold the history: `champion.<time>`, one for each change."""
+"""The prefix of the registered model's tags that hold the history: `champion.<time>`, one per change."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """`version` became champion at `time` (UTC) in place of `replaced`; by `user` in `run_id`, and why."""
+    """`version` became champion at `time` (UTC) in place of `replaced`, by `user` in run `run_id`, for `reason`."""
 
     time: str
     version: str
@@ -42,7 +42,7 @@ class Change:
 
 @contextmanager
 def changing(name: str) -> Iterator[None]:
-    """Let nobody else on this machine change the registered model *name* meanwhile; wait for who does."""
+    """Hold the lock on this machine for changes of the registered model *name*; wait if another process holds it."""
     key = hash_text(f"{mlflow.get_registry_uri()}\n{name}")
     with one_at_a_time(f"registry-{key}", waiting=lambda: print(f"waits: {name} is being changed", flush=True)):
         yield
@@ -53,7 +53,7 @@ def with_alias(name: str, alias: str) -> ModelVersion | None:
     try:
         return MlflowClient().get_model_version_by_alias(name, alias)
     except MlflowException as error:
-        # A server that does not answer is no answer: somebody may well be champion.
+        # Any other error, such as a server that does not answer, does not mean that there is no champion.
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         return None
@@ -62,7 +62,7 @@ def with_alias(name: str, alias: str) -> ModelVersion | None:
 def number_with(name: str, alias: str) -> str | None:
     """Return the number of the version of *name* that has *alias*, or None."""
     version = with_alias(name, alias)
-    # MLflow gives the number of a version as an int here and as text there.
+    # MLflow returns a version's number sometimes as int, sometimes as str.
     return None if version is None else str(version.version)
 
 
@@ -73,7 +73,7 @@ def history(name: str) -> list[Change]:
 
 
 def settle(name: str) -> Change | None:
-    """Complete a change of champion that was cut short, or note one made by hand; return it, or None if there is none.
+    """Complete and return a change of champion that was interrupted, or made by hand; None if there is none.
 
     Call it under `changing`.
     """
@@ -81,13 +81,13 @@ def settle(name: str) -> Change | None:
     if champion is None or (changes and changes[-1].version == champion):
         return None
     replaced = changes[-1].version if changes else None
-    return _finish(name, champion, replaced, "made by hand, or by a run that was cut short")
+    return _finish(name, champion, replaced, "made by hand, or by a run that was interrupted")
 
 
 def make_champion(name: str, version: str, reason: str) -> Change:
-    """Make *version* of *name* champion, the present one previous, and write both down. Call it under `changing`.
+    """Make *version* of *name* champion, the present champion previous, and add to the history; under `changing`.
 
-    Raises StepError when somebody else, on another machine, did so at the same time.
+    Raises StepError if another machine changed the champion at the same time.
     """
     settle(name)
     replaced = number_with(name, CHAMPION)
@@ -101,15 +101,15 @@ def challenge(name: str, version: str) -> None:
 
 
 def roll_back(name: str, reason: str) -> Change:
-    """Make champion of *name* what was champion before, and that previous.
+    """Make the previous champion of *name* champion, and the present one previous.
 
-    Raises StepError when nothing was champion before, or its files are not what they were.
+    Raises StepError if there is no previous champion, or its files have changed.
     """
     with changing(name):
         before = history(name)
         completed = settle(name)
         if completed and before and completed.version == before[-1].replaced:
-            return completed  # this very rollback, which was cut short
+            return completed  # this same rollback, which was interrupted
         champion, previous = with_alias(name, CHAMPION), with_alias(name, PREVIOUS)
         if champion is None or previous is None:
             missing = CHAMPION if champion is None else PREVIOUS
@@ -125,7 +125,7 @@ def roll_back(name: str, reason: str) -> Change:
 
 
 def _finish(name: str, version: str, replaced: str | None, reason: str) -> Change:
-    """Make *replaced* the previous champion of *name*, and write down that *version* took its place."""
+    """Make *replaced* the previous champion of *name*, and record in the history that *version* replaced it."""
     client, run = MlflowClient(), mlflow.active_run()
     if replaced is not None:
         client.set_registered_model_alias(name, PREVIOUS, replaced)

@@ -1,4 +1,4 @@
-"""The model card of a version, in Markdown: what it is, where it comes from, what it scored, how to use it, limits."""
+"""The model card of a version in Markdown: what it is, where it comes from, its scores, how to use it, its limits."""
 
 import json
 import shlex
@@ -9,12 +9,12 @@ from pathlib import Path
 import jinja2
 
 LONGEST = 5_000
-"""Characters that a description may have where MLflow's registry is a database."""
+"""Maximum length of a description, in characters, if MLflow's registry is a database."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What evaluate found: a `table` in Markdown, what each of the `gates` said, and how many `examples` it asked."""
+    """evaluate's results: a `table` in Markdown, the reason that each of the `gates` gave, the number of `examples`."""
 
     table: str
     gates: Sequence[str]
@@ -25,7 +25,7 @@ class Scores:
 def model_card(name: str, tags: Mapping[str, str], scores: Scores, question: str) -> str:
     """Return the card of the version of *name* that *tags* describe, with *question* as its example.
 
-    At most LONGEST characters: the last rows of the scores make room.
+    At most LONGEST characters: if it is longer, the last rows of the scores are left out.
     """
     rows = scores.table.strip().split("\n")
     card = _render(name, tags, scores, rows, question)
@@ -71,7 +71,7 @@ def _weights(tags: Mapping[str, str]) -> str:
 
 
 def example_request(tags: Mapping[str, str], question: str) -> dict[str, object]:
-    """Return an input that the version of *tags* takes."""
+    """Return an input for the version that *tags* describe."""
     if tags.get("onnx.interface") == "prompt":
         return {"prompt": question}
     return {"messages": [{"role": "user", "content": question}]}

@@ -1,8 +1,8 @@
-"""Is a version at least as good as the champion? Both are asked again, side by side, what evaluate asked.
+"""Is a version at least as good as the champion? Both are asked evaluate's questions again, in turns.
 
-Two conditions, because one does not do: not fewer right answers than the champion, so that no chain of promotions goes
-down step by step; and the 95 % interval of the difference not below -`register.promote_margin`, so that a handful of
-examples proves nothing.
+Two conditions must hold. The version has no fewer right answers than the champion, so that a chain of promotions cannot
+lose a little each time. And the 95 % interval of the difference does not go below -`register.promote_margin`, so that a
+handful of examples cannot promote.
 """
 
 import json
@@ -30,7 +30,7 @@ from steps.registry.versions import run_of
 
 @dataclass(frozen=True)
 class Promotion:
-    """Whether a version was made champion, and why; `difference` in right answers where both were asked."""
+    """Whether a version was made champion, and why; the `difference` in right answers if both were asked."""
 
     promoted: bool
     reason: str
@@ -41,8 +41,8 @@ class Promotion:
 def promote(name: str, version: ModelVersion, evaluate: Run, margin: float) -> Promotion:
     """Make *version* of *name* champion if it is at least as good as the champion on the examples of *evaluate*.
 
-    The models are asked without holding the lock, so that a rollback never waits for them; when the champion has
-    changed meanwhile, they are asked again. Raises StepError when one of the two cannot be loaded.
+    The models are asked without the lock, so that a rollback never waits for them. If the champion has changed
+    meanwhile, they are asked again. Raises StepError if one of them cannot be loaded.
     """
     while True:
         champion = with_alias(name, CHAMPION)
@@ -77,9 +77,9 @@ def _judge(version: ModelVersion, champion: ModelVersion | None, evaluate: Run, 
 
 
 def decide(difference: Estimate, margin: float) -> tuple[bool, str]:
-    """Return whether a build with this *difference* in right answers is at least as good, and why.
+    """Return whether a build with this *difference* in right answers is at least as good as the champion, and why.
 
-    *margin*: how much worse the interval may still allow it to be; both are shares, 0.01 is one percentage point.
+    *margin*: how far below zero the interval may reach. Both are shares: 0.01 is one percentage point.
     """
     low, high = show(difference.low, "points"), show(difference.high, "points")
     shown = f"difference {show(difference.value, 'points')}, 95 % interval {low} to {high}"
@@ -91,7 +91,7 @@ def decide(difference: Estimate, margin: float) -> tuple[bool, str]:
 
 
 def examples_of(evaluate: Run) -> list[Example]:
-    """Return the examples that the run *evaluate* asked, each with the scorer that it used."""
+    """Return the examples that the run *evaluate* asked, with the scorers that it used."""
     lines = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/{PREDICTIONS}").split("\n")
     known = [field.name for field in fields(Example)]
     records = [json.loads(line) for line in lines if line]
@@ -99,7 +99,7 @@ def examples_of(evaluate: Run) -> list[Example]:
 
 
 def _ask(versions: Sequence[ModelVersion], examples: list[Example], max_tokens: int) -> dict[str, list[Answer]]:
-    """Return the answers of *versions* by what they are called, each loaded in a process of its own, asked in turns."""
+    """Return the answers of *versions* by name. Each is loaded in a process of its own; they are asked in turns."""
     with ExitStack() as stack:
         loaded = {}
         for version in versions:

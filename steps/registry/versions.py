@@ -1,4 +1,4 @@
-"""Versions of a registered model: each content once; tags say where it comes from. And what is refused."""
+"""Versions of a registered model: each content is one version, whose tags say where it comes from."""
 
 import json
 from pathlib import Path
@@ -23,14 +23,14 @@ from steps.records.tags import CONTENT, GATES_DIGEST, RECIPE, outputs
 def passed_gates(evaluate: Run) -> str:
     """Return the text of gates.json of the run *evaluate*.
 
-    Raises StepError unless its verdict is `passed`, and it and all other artifacts are what evaluate wrote.
+    Raises StepError unless its verdict is `passed` and all artifacts are as evaluate wrote them.
     """
     run_id = evaluate.info.run_id
     if damage := missing_artifact(evaluate):
         msg = f"evaluate run {run_id} is not what it was when it finished: {damage}: run evaluate again"
         raise StepError(msg)
     text: str = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/{GATES}")
-    # The list of artifacts lies beside them; the tag is in the database.
+    # The list of artifacts is an artifact itself; the tag is in the database.
     if hash_text(text) != evaluate.data.tags.get(GATES_DIGEST):
         msg = f"{GATES} of evaluate run {run_id} has changed since it was written: run evaluate again"
         raise StepError(msg)
@@ -42,7 +42,7 @@ def passed_gates(evaluate: Run) -> str:
 
 
 def version_tags(candidate: str, built: Run, evaluate: Run, gates: str) -> dict[str, str]:
-    """Return where a version comes from: what was wrapped, how, by which code, and what judged it."""
+    """Return the tags that say where a version comes from: checkpoint, build, code, evaluation."""
     fetch = MlflowClient().get_run(built.data.tags["fetch_run_id"])
     manifest = _manifest(fetch)
     tags = {
@@ -63,7 +63,7 @@ def version_tags(candidate: str, built: Run, evaluate: Run, gates: str) -> dict[
 
 
 def _onnx_tags(built: Run) -> dict[str, str]:
-    """Return how the ONNX weights were made, or where they were fetched from: then nobody here chose the precision."""
+    """Return how the ONNX weights were built, or where prebuilt ones come from."""
     options = {
         key.removeprefix("build_onnx_wrapper."): value
         for key, value in built.data.params.items()
@@ -84,7 +84,7 @@ def _manifest(run: Run) -> Manifest:
 
 
 def refuse_new_signature(name: str, champion: ModelVersion | None, folder: Path) -> None:
-    """Raise StepError when the model in *folder* has another signature than the *champion*, whose users would break."""
+    """Raise StepError if the signature of the model in *folder* is not the *champion*'s: its users would break."""
     if champion is None:
         return
     current = mlflow.models.get_model_info(f"models:/{name}/{champion.version}").signature
@@ -95,10 +95,10 @@ def refuse_new_signature(name: str, champion: ModelVersion | None, folder: Path)
 
 
 def version_of(name: str, built: Run, tags: dict[str, str], card: str) -> ModelVersion:
-    """Return the version of *name* with the content that *built* logged: the one that is there, or a new one.
+    """Return the version of *name* with the content that *built* logged: an existing one, or a new one.
 
-    A version that is not READY, or whose files are no longer what they were, does not count. A new one is there with
-    *tags* and *card*, or not at all. Raises StepError for a name that stands for prompts.
+    An existing version counts only if it is READY and its files are unchanged. A new one is created with *tags* and
+    *card* in one call. Raises StepError for a name that MLflow uses for prompts.
     """
     client = MlflowClient()
     try:
@@ -106,7 +106,7 @@ def version_of(name: str, built: Run, tags: dict[str, str], card: str) -> ModelV
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # Not by a filter over tags, which Unity Catalog lacks.
+    # Without a filter over tags, because Unity Catalog has none.
     for found in sorted(client.search_model_versions(f"name='{name}'"), key=lambda version: int(version.version)):
         version = client.get_model_version(name, str(found.version))
         same = version.status == "READY" and version.tags.get(CONTENT) == tags[CONTENT]
@@ -118,17 +118,15 @@ def version_of(name: str, built: Run, tags: dict[str, str], card: str) -> ModelV
 
 
 def run_of(version: ModelVersion) -> Run:
-    """Return the build step's run that logged the model of *version*. Raises StepError when there is none."""
+    """Return the build step's run that logged the model of *version*. Raises StepError if there is none."""
     if not version.run_id:
-        msg = (
-            f"version {version.version} of {version.name} was not registered by this project: nothing says what it held"
-        )
+        msg = f"version {version.version} of {version.name} was not registered by this project: it has no list of files"
         raise StepError(msg)
     return MlflowClient().get_run(version.run_id)
 
 
 def damage_of_version(version: ModelVersion) -> str | None:
-    """Return why *version* cannot be used, or None when it is READY and every file is as it was logged."""
+    """Return why *version* cannot be used, or None if it is READY and every file is as it was logged."""
     try:
         with checked_model(run_of(version)):
             return None if version.status == "READY" else f"it is {version.status}, not READY"

@@ -1,1 +1,7 @@
-"""."""
+"""What happens when a process dies, a disk fills, a server goes away, or a secret is typed.
+
+processes.py  a process ends with the one that started it, and no run stays RUNNING
+lock.py       one process of this machine at a time
+outages.py    a full disk or a missing server: one line instead of a trace
+secrets.py    refuses secrets in parameters, and removes them from what is stored
+"""

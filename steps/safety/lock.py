@@ -11,9 +11,9 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def one_at_a_time(name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock *name* on this machine; call *waiting* once when another process has it.
+    """Hold the lock *name* on this machine; call *waiting* once if another process holds it.
 
-    The kernel frees the lock of a process that dies.
+    The kernel releases the lock of a process that dies.
     """
     folder = Path(tempfile.gettempdir()) / f"slm-project-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What fails around a step: a full disk, a tracking server that is away. Each gets one line, and is no bug."""
+"""Failures around a step: a full disk, a tracking server that is away. Each becomes one line instead of a trace."""
 
 import contextlib
 import errno
@@ -18,8 +18,8 @@ from steps.records.errors import StepError
 from steps.safety.processes import closing
 from steps.safety.secrets import without_credentials
 
-# By its words, and not its type: writers in other languages and processes pass on no more of it. "disk I/O error" is
-# what SQLite makes of a file that may not grow.
+# By the message, not the type: libraries in other languages and other processes pass on the message only. SQLite
+# reports "disk I/O error" if a file cannot grow.
 FULL = re.compile(
     "|".join([*map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)), "disk is full", "disk I/O error"])
 )
@@ -27,9 +27,9 @@ FULL = re.compile(
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turn an exception of the body that a full disk or a missing server caused into a StepError of one line.
+    """Turn an exception that a full disk or a missing server caused into a StepError with one line.
 
-    Meanwhile, MLflow's tries to reach its server again are announced: they take up to MLFLOW_HTTP_REQUEST_MAX_RETRIES.
+    While MLflow retries to reach its server (MLFLOW_HTTP_REQUEST_MAX_RETRIES times), one line says so.
     """
     urllib3 = logging.getLogger("urllib3.connectionpool")
     announcer = _Announcer()
@@ -47,9 +47,9 @@ def explained() -> Iterator[None]:
 
 
 def explanation(error: BaseException) -> str | None:
-    """Return the line for *error* where a full disk or a missing server caused it, otherwise None.
+    """Return one line for *error* if a full disk or a missing server caused it, otherwise None.
 
-    A server that was waited for in vain is not waited for again in this process.
+    After this process has waited for a server in vain, it does not wait for it again.
     """
     causes = list(_causes(error))
     if full := next((found for cause in causes if (found := FULL.search(str(cause)))), None):
@@ -60,28 +60,30 @@ def explanation(error: BaseException) -> str | None:
     refused = next((cause for cause in causes if isinstance(cause, requests.HTTPError)), None)
     if refused is not None:
         answer = without_credentials(_one_line(refused))
-        return f"the tracking server {store} refuses: {answer}: see to it, and give the same command again"
+        return f"the tracking server {store} refuses: {answer}: fix that, and give the same command again"
     if any(isinstance(cause, requests.RequestException) for cause in causes):
         closing()
         return f"the tracking server {store} does not answer: start it, and give the same command again"
     if any(_unavailable(cause) for cause in causes):
-        return f"the tracking store {store} cannot be used ({_one_line(error)}): see to it, and give the command again"
+        return (
+            f"the tracking store {store} cannot be used ({_one_line(error)}): fix that, and give the same command again"
+        )
     return None
 
 
 class _ExplainedError(StepError):
-    """An error that has its line."""
+    """An error that is explained already."""
 
 
 class _Announcer(logging.Filter):
-    """Says once in an outage that this process waits, instead of urllib3's own lines about each try."""
+    """Says once per outage that this process waits, and drops urllib3's own line about each try."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether *record* is about something else."""
+        """Return whether to keep *record*: whether it is not about a retry."""
         if not str(record.msg).startswith("Retrying ("):
             return True
         retry = record.args[0] if isinstance(record.args, tuple) and record.args else None
-        # The first try again follows at once, and mends a connection that was merely old.
+        # The first retry follows at once, and repairs a connection that was merely stale.
         if isinstance(retry, Retry) and len(retry.history) == 2:
             store = without_credentials(mlflow.get_tracking_uri())
             print(f"WAITING for the tracking server {store}: it does not answer", file=sys.stderr, flush=True)

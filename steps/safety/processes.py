@@ -1,7 +1,7 @@
-"""Processes and the runs they are responsible for: none lives on without its caller, none leaves a run RUNNING.
+"""Processes and their runs: no process outlives its launcher, and none leaves a run RUNNING.
 
-Every run says in its tags which process works on it. A process watches the one that started it, and ends when that is
-gone; what a SIGKILL left behind is marked when the next chain on this machine starts.
+Each run's tag says which process works on it. A process watches its launcher and ends when that is gone. If a SIGKILL
+left a run RUNNING, the next chain on this machine marks it KILLED.
 """
 
 import contextlib
@@ -19,28 +19,28 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 PROCESS = "process"
-"""The tag that says, in three words, on which machine, under which number, and since when a process works on a run."""
+"""The tag that names the process that works on a run, in three words: machine, process id, start time."""
 
 PAUSE_SECONDS = 0.5
-"""Between two looks at a launcher, and between two signals."""
+"""Between two checks of a launcher, and between two signals."""
 
 GRACE_SECONDS = 2
-"""How long a step may take to close its run after SIGTERM, before SIGKILL."""
+"""How long a step may take to close its run after SIGTERM, before it gets SIGKILL."""
 
 TRIAL_GRACE_SECONDS = 3
-"""The same for a trial of a sweep: it ends its step first."""
+"""The same for a trial of a sweep, which ends its step first."""
 
 OWN_GRACE_SECONDS = 4
-"""The same for a process whose launcher is gone: it ends all below it first. One look more, and 5 s are not over."""
+"""The same for a process whose launcher is gone, which ends its children first. With one more check, less than 5 s."""
 
 LAUNCHER_PID = "SLM_LAUNCHER_PID"
-"""The environment variable by which an entry point's shell tells who started it, before anybody can be gone."""
+"""The environment variable in which an entry point's shell records the launcher's PID, before it can exit."""
 
 _closing = threading.Event()
 
 
 def end_on_signals() -> None:
-    """Make SIGINT, SIGTERM and SIGHUP leave the main thread by SystemExit, unless they are ignored (nohup)."""
+    """Make SIGINT, SIGTERM and SIGHUP raise SystemExit in the main thread, unless they are ignored (nohup)."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _exit)
@@ -52,18 +52,18 @@ def _exit(number: int, _frame: object) -> None:
 
 
 def closing() -> None:
-    """Let further signals pass: this process is ending, and what it closes now must not be cut short.
+    """Ignore further signals, because this process is ending and must be able to close its runs.
 
-    Nor may it take long: from now on nobody waits for a tracking server that does not answer.
+    From now on it does not wait for a tracking server that does not answer.
     """
     _closing.set()
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
 
 
 def end(send: Callable[[int], None], grace: float = GRACE_SECONDS) -> None:
-    """*send* SIGTERM, and after *grace* seconds SIGKILL, until it raises ProcessLookupError: nobody is left.
+    """*send* SIGTERM repeatedly, and after *grace* seconds SIGKILL, until *send* raises ProcessLookupError.
 
-    Again and again, because the exception that a signal raises is lost when it falls into a destructor.
+    Repeatedly, because an exception raised by a signal inside `__del__` is swallowed.
     """
     deadline = time.monotonic() + grace
     with contextlib.suppress(ProcessLookupError):
@@ -74,40 +74,40 @@ def end(send: Callable[[int], None], grace: float = GRACE_SECONDS) -> None:
 
 
 def send_to(processes: Iterable[psutil.Process], number: int) -> None:
-    """Send the signal *number* to those of *processes* that are still there."""
+    """Send the signal *number* to each of *processes* that still exists."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
 
 
-def process_tag() -> str:
-    """Return what identifies this process among all that ever ran on any machine."""
-    own = psutil.Process()
-    return f"{_machine()} {own.pid} {_identity(own)}"
+def process_tag(process: psutil.Process | None = None) -> str:
+    """Return a text that identifies *process*, by default this one, among all processes of all machines."""
+    process = process or psutil.Process()
+    return f"{_machine()} {process.pid} {_identity(process)}"
 
 
 def _machine() -> str:
-    """Return the name of this machine, and where there is one, of the namespace that its processes' numbers are of."""
+    """Return the name of this machine, with the PID namespace if there is one."""
     name = socket.gethostname()
-    with contextlib.suppress(OSError):  # containers may share a name, but not their processes
+    with contextlib.suppress(OSError):  # two containers may have the same name
         return f"{name}/{Path('/proc/self/ns/pid').stat().st_ino}"
     return name
 
 
 def _identity(process: psutil.Process) -> str:
-    """Return what tells *process* from another that has its number later: its start, whatever happens to the clock."""
+    """Return what distinguishes *process* from a later one with the same PID: its start, independent of the clock."""
     return str(hash(process))
 
 
 def watch_launcher() -> None:
-    """End this process, with SIGTERM, soon after the one that started its entry point is gone; return at once.
+    """End this process with SIGTERM soon after its launcher is gone; return at once.
 
-    A process that was started by hand is not watched: it may outlive its terminal.
+    A process that was started by hand has no launcher: it may outlive its terminal.
     """
     told = int(os.environ.pop(LAUNCHER_PID, "0"))
-    if told <= 1:  # by hand; or from outside of this container, or by its first process, which takes all with it
+    if told <= 1:  # started by hand, from outside this container, or by its init process, whose end ends all
         return
-    # Above this one, as long as it lives: another process may have its number by now.
+    # Look among the ancestors, because another process may have reused the PID.
     launcher = next((process for process in psutil.Process().parents() if process.pid == told), None)
     if launcher is None:
         sys.exit(128 + signal.SIGTERM)
@@ -115,34 +115,34 @@ def watch_launcher() -> None:
 
 
 def watch(process: psutil.Process) -> None:
-    """End this process, with SIGTERM, soon after *process* is gone; return at once."""
+    """End this process with SIGTERM soon after *process* is gone; return at once."""
     threading.Thread(target=_end_with, args=(process,), daemon=True).start()
 
 
 def _end_with(launcher: psutil.Process) -> None:
-    # is_running compares the start time too: another process with the same number is not the launcher.
-    with contextlib.suppress(psutil.NoSuchProcess):  # gone between the two questions
+    # is_running compares the start time too, so a reused PID is not taken for the launcher.
+    with contextlib.suppress(psutil.NoSuchProcess):  # gone between the two calls
         while launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
             time.sleep(PAUSE_SECONDS)
     own = psutil.Process()
 
     def send(number: int) -> None:
-        # With SIGKILL nobody is left to end the children.
+        # After SIGKILL this process could not end its children.
         send_to([*(own.children(recursive=True) if number == signal.SIGKILL else []), own], number)
 
     end(send, OWN_GRACE_SECONDS)
 
 
 def close_abandoned_runs() -> list[Run]:
-    """Mark as KILLED, and print, every RUNNING run whose process, on this machine, is gone, and all below; return them.
+    """Mark as KILLED, print and return every RUNNING run whose process on this machine is gone, and the runs below it.
 
-    Those below may be on other machines, where nobody can see that the process above is gone.
+    Runs below may be on other machines, which cannot see that the process above is gone.
     """
     client = MlflowClient()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     closed: list[Run] = []
     for run in client.search_runs(experiments, "attributes.status = 'RUNNING'"):
-        # A process that is gone by now may have finished its run since we asked.
+        # The process may have finished its run since the search.
         if _is_gone(run.data.tags.get(PROCESS, "")) and close_run(run.info.run_id):
             closed += [run, *close_below(run.info.run_id)]
     for run in closed:
@@ -151,7 +151,7 @@ def close_abandoned_runs() -> list[Run]:
 
 
 def close_below(run_id: str) -> list[Run]:
-    """Mark as KILLED every RUNNING run below *run_id*, on whatever machine: the one above has ended; return them."""
+    """Mark as KILLED and return every RUNNING run below *run_id*, which has ended, on any machine."""
     client = MlflowClient()
     experiment = client.get_run(run_id).info.experiment_id
     closed: list[Run] = []
@@ -178,7 +178,7 @@ def _is_gone(tag: str) -> bool:
         return False
     try:
         process = psutil.Process(int(pid))
-        # A zombie has ended; in a container whose first process does not see to it, it stays one.
+        # A zombie has ended. It stays one if the container's init process does not reap it.
         return process.status() == psutil.STATUS_ZOMBIE or _identity(process) != identity
     except psutil.NoSuchProcess:
         return True

@@ -1,4 +1,4 @@
-"""Secrets: never in a parameter, a tag, an artifact or a log line. Tokens are read from the environment alone."""
+"""Secrets never reach a parameter, a tag, an artifact or a log line. Tokens are read from the environment only."""
 
 import os
 import re
@@ -24,22 +24,22 @@ TOKENS = re.compile(
     """,
     re.VERBOSE,
 )
-"""What tokens look like, by their makers' prefixes."""
+"""Tokens, by their issuers' prefixes."""
 
 NAMES = re.compile(r"(^|[._-]|pg)(token|password|passwd|secret|(api|access)_?key)$", re.IGNORECASE)
-"""What a key is called that holds a secret."""
+"""Names of keys that hold a secret."""
 
 ASSIGNED = re.compile(
     r"""((?:token|password|passwd|secret|(?:api|access)_?key)["']?\s*[=:]\s*)(["'])[^"'\n]{8,}\2""", re.IGNORECASE
 )
-"""A quoted text that is given to such a key in code or YAML."""
+"""A quoted text assigned to such a key in code or YAML."""
 
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 """The user and password of a URL."""
 
 
 def refuse_tokens(arguments: Sequence[str]) -> None:
-    """Raise ConfigError, without its value, for the first word of a command line, as typed, that holds a token."""
+    """Raise ConfigError, without the value, for the first word of a command line that holds a token."""
     for before, word in zip(["", *arguments], arguments, strict=False):
         if TOKENS.search(word) or CREDENTIALS.search(word):
             key = before.removeprefix("--") if before.startswith("--") else word.partition("=")[0]
@@ -47,10 +47,10 @@ def refuse_tokens(arguments: Sequence[str]) -> None:
 
 
 def refuse_secrets(overrides: Iterable[str]) -> None:
-    """Raise ConfigError, without its value, for the first override whose key is called like a secret.
+    """Raise ConfigError, without the value, for the first override whose key is named like a secret.
 
-    MLflow has stored it by then, as a parameter of the run that it made for this process, and a parameter cannot be
-    deleted: the run is, for good where the store is a database of ours, otherwise until `mlflow gc`.
+    MLflow has stored the value by then, as a parameter of the run that it made for this process. A parameter cannot be
+    deleted, so the run is: permanently if the store is a database of ours, otherwise until `mlflow gc`.
     """
     for override in overrides:
         key, _, value = override.partition("=")
@@ -65,11 +65,11 @@ def _refuse(key: str) -> NoReturn:
 
 
 def _forget_own_run() -> str:
-    """Delete the run that MLflow made for this process, if there is one; return what is to be said about it."""
+    """Delete the run that MLflow made for this process, if there is one; return what the error says about it."""
     run_id = os.environ.pop("MLFLOW_RUN_ID", None)
     if run_id is None:
         return ""
-    # Needed here alone, and slow to load.
+    # Slow to import, and needed here only.
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     remove_credentials(run_id)
@@ -79,12 +79,12 @@ def _forget_own_run() -> str:
         store._hard_delete_run(run_id)
         _wipe(store)
         return f"; run {run_id}, which held it, is deleted"
-    # No call of a server deletes a parameter, or a run for good.
+    # The server's API can delete neither a parameter nor a run permanently.
     return f"; run {run_id}, which holds it, is marked deleted: on the server, mlflow gc --run-ids {run_id} removes it"
 
 
 def _wipe(store: object) -> None:
-    """Overwrite what was deleted from *store* where it is an SQLite file: until then its bytes are still there."""
+    """Overwrite deleted bytes of *store* if it is an SQLite file; until then they are still in it."""
     engine: Any = getattr(store, "engine", None)
     if engine is not None and engine.dialect.name == "sqlite":
         with closing(sqlite3.connect(engine.url.database, isolation_level=None, timeout=20)) as database:
@@ -97,7 +97,7 @@ def without_credentials(line: str) -> str:
 
 
 def without_secrets(lines: str) -> str:
-    """Return *lines* with `***` for what looks like a secret, and for the values of the environment's own."""
+    """Return *lines* with `***` in place of anything like a secret, and of the environment's secrets."""
     own = [value for name, value in os.environ.items() if NAMES.search(name) and len(value) >= 8]
     for value in sorted(own, key=len, reverse=True):
         lines = lines.replace(value, "***")
@@ -105,7 +105,7 @@ def without_secrets(lines: str) -> str:
 
 
 def remove_credentials(run_id: str) -> None:
-    """Remove user and password from every URL among the tags of *run_id*: MLflow stores that of the git repository."""
+    """Remove user and password from URLs in the tags of *run_id*: MLflow stores the URL of the git repository there."""
     client = MlflowClient()
     held = {key: value for key, value in client.get_run(run_id).data.tags.items() if CREDENTIALS.search(value)}
     for key, value in held.items():

@@ -1,4 +1,4 @@
-"""What a sweep is to do: the trials, one for each combination of values, each checked before the first starts."""
+"""The trials of a sweep, one for each combination of values; all are checked before the first starts."""
 
 import itertools
 import shlex
@@ -17,7 +17,7 @@ from steps.sweeps.trials import Trial
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep is to do: each trial with its configuration, and the options that all of them share."""
+    """The trials of a sweep with their configurations, and the options of the sweep itself."""
 
     trials: list[Trial]
     configs: list[Config]
@@ -37,7 +37,7 @@ def plan_of(overrides: list[str]) -> Plan:
 
 
 def trials_of(overrides: list[str]) -> list[Trial]:
-    """Return every combination of the values in *overrides*, as Hydra's own sweeper counts them. Raises ConfigError."""
+    """Return every combination of the values in *overrides*, in the order of Hydra's sweeper. Raises ConfigError."""
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
@@ -52,7 +52,7 @@ def trials_of(overrides: list[str]) -> list[Trial]:
 
 
 def values_of(override: Override) -> list[str]:
-    """Return the values to try that *override* names. Raises ConfigError for what has no end or no list: interval()."""
+    """Return the values to try in *override*. Raises ConfigError if they cannot be listed, as for interval()."""
     try:
         return list(override.sweep_string_iterator())
     except HydraException as error:

@@ -1,4 +1,4 @@
-"""The command that was typed, to be typed again for something else."""
+"""The command that the user typed, changed to run one trial again."""
 
 import shlex
 import sys
@@ -11,13 +11,13 @@ from steps.flow.provenance import provenance_tags
 from steps.safety.secrets import without_credentials, without_secrets
 
 REPLACED = {"-P", "--param-list", "-e", "--entry-point", "-v", "--version", "--run-id", "--run-name"}
-"""The options of `mlflow run` that say what to run, rather than where and in which environment."""
+"""The options of `mlflow run` that say what to run; the others say where and in which environment."""
 
 
 def command_for(overrides: tuple[str, ...]) -> str:
-    """Return a command for a shell that runs the chain with *overrides*, as this process was started.
+    """Return a shell command that runs the chain with *overrides*, in the way in which this process was started.
 
-    That is, with the same `mlflow run` and its options, and at the same commit where MLflow cloned it.
+    That is the same `mlflow run` with the same options, and the same commit if MLflow cloned the project.
     """
     typed = _typed()
     if typed is None:
@@ -30,7 +30,7 @@ def command_for(overrides: tuple[str, ...]) -> str:
 
 
 def _typed() -> tuple[str, list[str], Path] | None:
-    """Return the project, the options that stay, and the working folder of the `mlflow run` above; None without one."""
+    """Return project, remaining options and working folder of the `mlflow run` above this process, or None."""
     for process in psutil.Process().parents():
         try:
             words, folder = process.cmdline(), Path(process.cwd())
@@ -43,7 +43,7 @@ def _typed() -> tuple[str, list[str], Path] | None:
 
 
 def split_options(words: list[str]) -> tuple[str, list[str]]:
-    """Return the project's URI among the arguments *words* of `mlflow run`, and the options less those REPLACED."""
+    """Return the project's URI and the options not in REPLACED, from the arguments *words* of `mlflow run`."""
     uri, kept, rest = ".", [], iter(words)
     for word in rest:
         name = word.partition("=")[0] if word.startswith("--") else word[:2]

@@ -1,4 +1,4 @@
-"""The trials of a sweep as a table: what varied, how each went and why, what evaluate measured, which is best."""
+"""The trials of a sweep as a table: what varies, how each went and why, what evaluate measured, which is best."""
 
 import difflib
 
@@ -13,7 +13,7 @@ from steps.sweeps.trials import Trial
 
 
 def table_of(trials: list[Trial], results: list[StepResult]) -> pd.DataFrame:
-    """Return a row for each trial: the values that vary, how it went and why, its runs, and what evaluate measured."""
+    """Return one row per trial: the values that vary, how it went and why, its runs, and evaluate's metrics."""
     keys, rows = varied(trials), []
     for trial, result in zip(trials, results, strict=True):
         values = dict(override.partition("=")[::2] for override in trial)
@@ -22,7 +22,7 @@ def table_of(trials: list[Trial], results: list[StepResult]) -> pd.DataFrame:
 
 
 def _row(result: StepResult) -> dict[str, object]:
-    """Return of one trial: status, verdict of its gates, reason of a failure, seconds, runs, and metrics."""
+    """Return one trial's status, verdict, reason of a failure, seconds, runs and metrics."""
     steps = _steps(MlflowClient().get_run(result.run_id))
     evaluate = steps.get("evaluate")
     return {
@@ -32,13 +32,13 @@ def _row(result: StepResult) -> dict[str, object]:
         "seconds": result.seconds,
         "run_id": result.run_id,
         "evaluate_run_id": evaluate.info.run_id if evaluate else "",
-        # From the step's own run: a trial that fails its gates was measured too.
+        # From the step's own run, because a trial that failed its gates was measured too.
         **{k: v for k, v in (evaluate.data.metrics if evaluate else {}).items() if not k.startswith("system/")},
     }
 
 
 def _steps(chain: Run) -> dict[str, Run]:
-    """Return the run of each step that *chain* ran or reused, whatever became of it."""
+    """Return the run of each step that *chain* ran or reused, finished or not."""
     client = MlflowClient()
     below = client.search_runs([chain.info.experiment_id], f"tags.`mlflow.parentRunId` = '{chain.info.run_id}'")
     reused = {key: run_id for key, run_id in chain.data.tags.items() if key.startswith(REUSED_FROM)}
@@ -48,7 +48,7 @@ def _steps(chain: Run) -> dict[str, Run]:
 
 
 def _reason(result: StepResult, steps: dict[str, Run]) -> str:
-    """Return why the chain of *result* did not finish: what the step that ended it said, or else the chain."""
+    """Return why the chain of *result* did not finish: the error of the step that ended it, otherwise of the chain."""
     for step, run in steps.items():
         if run.info.status != "FINISHED":
             return (
@@ -59,7 +59,7 @@ def _reason(result: StepResult, steps: dict[str, Run]) -> str:
 
 
 def best_of(table: pd.DataFrame, objective: str, direction: str) -> int | None:
-    """Return the position of the best FINISHED trial, or None when none finished with the *objective*."""
+    """Return the position of the best FINISHED trial, or None if no finished trial has the *objective*."""
     finished = table[table["status"] == "FINISHED"]
     if objective not in finished or finished[objective].dropna().empty:
         return None
@@ -71,14 +71,14 @@ def no_best(table: pd.DataFrame, objective: str) -> str:
     """Return why there is no best trial, and what to do."""
     finished = table[table["status"] == "FINISHED"]
     if finished.empty:
-        return "no trial finished: mend what is said above, and start again"
+        return "no trial finished: fix what is said above, and start again"
     near = difflib.get_close_matches(objective, [str(column) for column in finished if "." in str(column)], n=1)
     hint = f"; did you mean {near[0]}?" if near else ": see the columns of sweep.csv"
-    return f"no trial measured sweep.objective={objective}{hint} (what finished is reused)"
+    return f"no trial measured sweep.objective={objective}{hint} (finished steps are reused)"
 
 
 def print_table(trials: list[Trial], table: pd.DataFrame, objective: str) -> None:
-    """Print the trials side by side, and of each that did not finish why."""
+    """Print the trials side by side, and why those that did not finish failed."""
     shown = [*varied(trials), "status", "verdict", "seconds", objective]
     print(table[[column for column in shown if column in table]].to_string(index=False))
     failed = [(number, row) for number, row in enumerate(table.to_dict("records"), 1) if row["status"] != "FINISHED"]

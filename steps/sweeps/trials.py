@@ -1,4 +1,4 @@
-"""Trials: chains of one sweep, some at a time, each in a run under the sweep's, closed whatever becomes of it."""
+"""Trials: the chains of one sweep, some at a time, each in a run nested in the sweep's, which is always closed."""
 
 import shlex
 from functools import partial
@@ -14,10 +14,10 @@ Trial = tuple[str, ...]
 """The overrides of one run of the chain."""
 
 LOST = -1000
-"""The exit code of a process whose machine died: no signal has this number."""
+"""The exit code for a process whose machine died; no signal has this number."""
 
 ATTEMPTS = 3
-"""How often a trial is started when each machine that works on it dies."""
+"""How often a trial is started at most, if its machines die."""
 
 
 class Place(Protocol):
@@ -27,23 +27,23 @@ class Place(Protocol):
         """Run *command* with *variables*; return its exit code, or LOST. Called from several threads."""
 
     def stop(self, is_over: IsOver) -> None:
-        """End what runs, by and by more forcibly, until *is_over*."""
+        """End all trials, ever more forcibly, until *is_over*."""
 
 
 class ThisMachine:
-    """Trials are processes of this machine, below this one."""
+    """Trials are child processes on this machine."""
 
     start = staticmethod(start_here)
 
     def stop(self, is_over: IsOver) -> None:
-        """End what runs, by and by more forcibly, until *is_over*."""
+        """End all trials, ever more forcibly, until *is_over*."""
         end_children(is_over, TRIAL_GRACE_SECONDS)
 
 
 def run_trials(trials: list[Trial], parent: Run, jobs: int, place: Place) -> list[StepResult]:
     """Run the chain for each of *trials* under *parent*, *jobs* at a time at *place*; return how they went.
 
-    What two trials share is made once: the later one waits for it. An exception, such as a signal's, ends them all.
+    A step that two trials share runs once; the later trial waits for it. An exception, such as a signal's, ends all.
     """
 
     def run(number: int, trial: Trial) -> StepResult:
@@ -56,7 +56,7 @@ def run_trials(trials: list[Trial], parent: Run, jobs: int, place: Place) -> lis
 
 
 def _run_trial(trial: Trial, parent: Run, place: Place) -> StepResult:
-    """Run the chain for *trial*, again when its machine dies under it."""
+    """Run the chain for *trial*, and again if its machine dies."""
     for attempt in range(1, ATTEMPTS + 1):
         result = launch("main", {"overrides": shlex.join(trial)}, parent, place.start)
         if result.status != "FINISHED":

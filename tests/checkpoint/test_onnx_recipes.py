@@ -1,3 +1,5 @@
+"""A recipe is the builder's arguments, or one line that says why it cannot be built."""
+
 from typing import Any
 
 import pytest
@@ -21,22 +23,26 @@ def test_the_rungs_have_names_of_their_own() -> None:
     assert len({recipe.name for recipe in LADDER}) == len(LADDER)
 
 
-@pytest.mark.parametrize("algorithm", ["k_quant", "k_quant_mixed", "rtn"])
-def test_a_block_size_that_does_not_divide_a_dimension_is_named_with_it(algorithm: str) -> None:
-    reason = unusable(Recipe("mixed", "int4", block_size=128, algorithm=algorithm), SMOLLM2)
+@pytest.mark.parametrize(("block", "blocks"), [(128, 5), (64, 9)])
+def test_an_odd_number_of_blocks_in_a_row_of_4_bits_with_zero_points_is_refused(block: int, blocks: int) -> None:
+    reason = unusable(Recipe("mixed", "int4", block_size=block, algorithm="k_quant_mixed"), SMOLLM2)
     assert reason is not None
-    assert "blocks of 128 do not divide hidden_size=576" in reason
+    assert f"hidden_size=576 makes {blocks} of {block} weights" in reason
 
 
-def test_the_default_algorithm_fills_up_a_block() -> None:
-    assert unusable(Recipe("int4", "int4", block_size=128), SMOLLM2) is None
+def test_an_odd_number_of_blocks_in_a_row_is_no_matter_elsewhere() -> None:
+    for recipe in (
+        Recipe("default", "int4", block_size=128),
+        Recipe("rtn", "int4", block_size=128, algorithm="rtn"),
+        Recipe("int8", "int8", block_size=128, algorithm="k_quant"),
+    ):
+        assert unusable(recipe, SMOLLM2) is None
 
 
 def test_the_heads_own_size_counts_where_it_is_not_the_hidden_size() -> None:
-    config = SMOLLM2 | {"head_dim": 24}
-    reason = unusable(Recipe("mixed", "int4", block_size=32, algorithm="k_quant"), config)
+    reason = unusable(Recipe("mixed", "int4", algorithm="k_quant"), SMOLLM2 | {"head_dim": 32})
     assert reason is not None
-    assert "num_attention_heads x head_dim=216" in reason
+    assert "num_attention_heads x head_dim=288 makes 9" in reason
 
 
 def test_asymmetric_int4_is_refused_where_the_embedding_is_tied() -> None:

@@ -150,9 +150,7 @@ def test_a_logged_snapshot_that_has_changed_is_found_out(checkpoint: Path, store
         pass
 
 
-def test_a_large_local_snapshot_is_found_in_its_folder_and_nothing_but_what_was_there(
-    checkpoint: Path, store: str
-) -> None:
+def test_a_large_local_snapshot_is_found_in_its_folder_and_must_be_unchanged(checkpoint: Path, store: str) -> None:
     fetch = logged(fetch_local(checkpoint))
     assert_present(fetch, checkpoint)
     change(checkpoint / "model.safetensors")
@@ -174,7 +172,7 @@ def test_a_large_snapshot_of_the_hub_is_found_in_its_cache_without_asking_the_hu
     assert_present(logged(manifest), folder)
 
 
-def test_a_large_snapshot_of_the_hub_is_downloaded_where_there_is_no_cache_at_the_commit_of_the_manifest(
+def test_without_a_cache_a_large_snapshot_is_downloaded_at_its_manifests_commit(
     hub: Hub, store: str, tmp_path: Path
 ) -> None:
     fetch = logged(fetch_checkpoint(NAME, "main", offline=False)[0])

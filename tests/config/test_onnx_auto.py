@@ -39,7 +39,7 @@ def test_the_configuration_that_hydra_shows_has_the_ladder() -> None:
 
 
 def test_it_chooses_by_evaluates_fidelity_gates_and_no_others() -> None:
-    config = compose_config(["onnx=auto", "evaluate=capitals_in_any_words", "evaluate.gates.onnx_divergence.max=0.05"])
+    config = compose_config(["onnx=auto", "evaluate=general", "evaluate.gates.onnx_divergence.max=0.05"])
     ladder = config.build_onnx_wrapper.ladder
     assert ladder is not None
     assert ladder.gates.keys() == {"onnx_perplexity", "onnx_divergence", "onnx_top_token"}

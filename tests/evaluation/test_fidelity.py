@@ -114,7 +114,7 @@ def test_logits_far_apart_stay_finite() -> None:
     assert found.build_nll.tolist() == [0.0]
 
 
-def test_a_token_that_both_rule_out_costs_nothing_and_one_that_only_the_build_rules_out_everything() -> None:
+def test_a_token_that_both_rule_out_costs_nothing_one_that_the_build_alone_does_all() -> None:
     both = compare(0, Text([0, 1], 1), logits([0, 0.5, 0.5]), logits([0, 0.5, 0.5]))
     build = compare(0, Text([0, 1], 1), logits([0.5, 0.5]), logits([0, 1]))
     assert (both.kl.tolist(), build.kl.tolist()) == ([0.0], [math.inf])

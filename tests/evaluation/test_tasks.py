@@ -39,7 +39,7 @@ def test_the_embedded_task_is_readable_and_large_enough_for_its_gates() -> None:
 
 
 def test_the_examples_of_the_documentation_are_examples(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "guides" / "evaluation.md").read_text(encoding="utf-8")
     lines = text.partition("```json\n")[2].partition("```")[0].splitlines()
 
     assert [example.scorer for example in read_task(task(tmp_path, *lines))] == ["contains", "choice"]

@@ -35,7 +35,7 @@ def test_it_keeps_to_the_schema(tags: dict[str, str]) -> None:
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bom(**tags)) is None
 
 
-def test_the_model_has_its_licence_its_files_with_hashes_and_its_figures_with_intervals() -> None:
+def test_the_model_has_its_licence_files_with_hashes_and_figures_with_intervals() -> None:
     model = json.loads(bom())["metadata"]["component"]
     assert (model["type"], model["name"], model["version"]) == ("machine-learning-model", "echo", "3")
     assert model["licenses"] == [{"license": {"id": "MIT"}}]

@@ -4,31 +4,30 @@ import json
 import math
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steps.config.command_line import compose_config
 from steps.config.schema import Harness
+from steps.extras.lm_eval import ask_harness, check_harness
+from steps.extras.lm_eval_metrics import harness_metrics
 from steps.flow.fingerprint import differences, fingerprint
 from steps.logged_models.language_model import TorchModel
 from steps.logged_models.process import candidate
 from steps.records.errors import StepError
-from tests.conftest import ROOT, examples_of
+from tests.conftest import TINY, examples_of
 
-pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -r requirements-lm-eval.txt")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("lm_eval") is None, reason="not installed: pip install -r requirements-lm-eval.txt"),
+]
 
-from lm_eval import simple_evaluate
-from lm_eval.api.instance import Instance
+"""The library is imported where it is needed: it takes seconds, and every process that collects these tests pays."""
 
-from steps.extras.lm_eval import ask_harness, check_harness
-from steps.extras.lm_eval_metrics import harness_metrics
-from steps.extras.lm_eval_model import CandidateLM, load_tasks, run_harness
-
-TINY = ROOT / "models" / "tiny_phi3"
 TASKS = ("choosing", "saying", "reading")
 
 
@@ -82,8 +81,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model() -> TorchModel:
-    return TorchModel(AutoModelForCausalLM.from_pretrained(TINY), TINY)
+def weights() -> Any:
+    """Return transformers' own model."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(TINY)
+
+
+@pytest.fixture(scope="module")
+def model(weights: Any) -> TorchModel:
+    return TorchModel(weights, TINY)
 
 
 def recite(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,16 +101,20 @@ def recite(request: Mapping[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("chat", "shots"), [(True, 2), (False, 0)])
 def test_likelihoods_are_those_of_the_harness_own_transformers_model(
-    model: TorchModel, folder: Path, chat: bool, shots: int
+    model: TorchModel, weights: Any, folder: Path, chat: bool, shots: int
 ) -> None:
-    from lm_eval.models import huggingface  # here: slow to import, and needed once
+    from lm_eval import simple_evaluate
+    from lm_eval.models import huggingface
+    from transformers import AutoTokenizer
+
+    from steps.extras.lm_eval_model import load_tasks, run_harness
 
     tasks = ["choosing", "reading"]
 
     ours = run_harness(model, recite, tasks, include_path=folder, num_fewshot=shots, apply_chat_template=chat)
 
     theirs = simple_evaluate(
-        huggingface.HFLM(pretrained=model._model, tokenizer=AutoTokenizer.from_pretrained(TINY)),
+        huggingface.HFLM(pretrained=weights, tokenizer=AutoTokenizer.from_pretrained(TINY)),
         tasks=tasks,
         task_manager=load_tasks(tasks, folder),
         num_fewshot=shots,
@@ -124,6 +135,8 @@ def _flat(answers: list[Any]) -> list[float]:
 
 
 def test_an_answer_ends_before_the_first_stop_string(model: TorchModel, folder: Path) -> None:
+    from steps.extras.lm_eval_model import run_harness
+
     results = run_harness(model, recite, ["saying"], include_path=folder, limit=2)
 
     assert [sample["resps"] for sample in results["samples"]["saying"]] == [
@@ -132,6 +145,10 @@ def test_an_answer_ends_before_the_first_stop_string(model: TorchModel, folder: 
 
 
 def test_an_answer_that_the_task_begins_is_scored_from_there(model: TorchModel) -> None:
+    from lm_eval.api.instance import Instance
+
+    from steps.extras.lm_eval_model import CandidateLM
+
     lm = CandidateLM(model, recite, chat=True)
     asked, begun = {"role": "user", "content": "Capital of Spain?"}, "The capital of Spain is"
 
@@ -159,6 +176,10 @@ def test_an_answer_that_the_task_begins_is_scored_from_there(model: TorchModel) 
 def test_what_a_candidate_cannot_generate_is_refused(
     model: TorchModel, context: Any, options: dict[str, Any], chat: bool, fact: str
 ) -> None:
+    from lm_eval.api.instance import Instance
+
+    from steps.extras.lm_eval_model import CandidateLM
+
     text = context if isinstance(context, str) else json.dumps(context)
     request = Instance("generate_until", {}, (text, options), 0)
 
@@ -167,11 +188,12 @@ def test_what_a_candidate_cannot_generate_is_refused(
 
 
 def test_a_candidate_that_fails_stops_the_harness(model: TorchModel, folder: Path) -> None:
+    from steps.extras.lm_eval_model import run_harness
+
     with pytest.raises(RuntimeError, match=r"no answer to 'The capital.*no choices\[0\]"):
         run_harness(model, lambda _request: {}, ["saying"], include_path=folder)
 
 
-@pytest.mark.slow
 def test_a_task_that_does_not_exist_is_refused_with_the_nearest_name(folder: Path) -> None:
     options = Harness(["arc_eesy"], str(folder), None, None, True)
 
@@ -191,7 +213,6 @@ def test_a_changed_task_file_and_another_harness_are_reasons_to_evaluate_again(f
     assert "lm_eval" not in fingerprint("evaluate", compose_config([]), {}).inputs
 
 
-@pytest.mark.slow
 def test_both_logged_models_are_asked_and_compared(
     folder: Path, logged_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

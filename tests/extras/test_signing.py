@@ -83,6 +83,7 @@ def test_a_version_without_a_signature_is_said_to_have_none(signed: tuple[Path, 
         verify(signed[0])
 
 
+@pytest.mark.slow
 def test_the_command_of_openssf_verifies_a_download_too(signed: tuple[Path, Path], tmp_path: Path) -> None:
     public, _ = signed
     version = MlflowClient().get_model_version_by_alias("echo", "champion")

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -11,11 +12,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.conftest import QUICK, committed, run
+from tests.conftest import FEW_QUESTIONS, committed, run
 from tests.marked_processes import Started
 from tests.servers import free_port, process, wait_for
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-ray.in")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install -r requirements-ray.in"),
+]
 
 RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -83,11 +87,9 @@ class Cluster:
         return self.runs(f"attributes.status = 'RUNNING' and tags.step = '{step}'")
 
     def sweep(self, project: Path) -> Started:
-        parameters = ["build_onnx_wrapper.block_size=32,128", "evaluate.limit=60", *QUICK]
-        parameters += ["sweep.jobs=2", f"sweep.ray={self.address}"]
-        words = [word for each in parameters for word in ("-P", each)]
-        command = ["mlflow", "run", str(project), "--env-manager", "local", "-e", "sweep", *words]
-        return Started(*command, MLFLOW_TRACKING_URI=self.store, **RAY)
+        parameters = ["build_onnx_wrapper.block_size=32,128", "sweep.jobs=2", f"sweep.ray={self.address}"]
+        command = ["python", "-m", "steps.sweep", *parameters, *FEW_QUESTIONS, "sweep.objective=onnx.cost.size_bytes"]
+        return Started(*command, folder=project, MLFLOW_TRACKING_URI=self.store, **RAY)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(address, mortal, (first, mortal), store)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_sweep_that_is_killed_leaves_nothing_on_the_nodes(project: Path, cluster: Cluster, number: int) -> None:
     sweep = cluster.sweep(project)
@@ -114,7 +115,6 @@ def test_a_sweep_that_is_killed_leaves_nothing_on_the_nodes(project: Path, clust
     assert not cluster.runs("attributes.status = 'RUNNING'")
 
 
-@pytest.mark.slow
 def test_a_node_that_dies_loses_its_trial_to_another_and_the_sweep_completes(project: Path, cluster: Cluster) -> None:
     earlier = {one.info.run_id for one in cluster.runs("")}
     sweep = cluster.sweep(project)

@@ -1,13 +1,15 @@
 """A fingerprint changes with what the result of a step depends on, and with nothing else."""
 
 import ast
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from steps.config.command_line import compose_config
 from steps.config.schema import ROOT, STEPS, Config
-from steps.flow.fingerprint import Fingerprint, differences, fingerprint, movable, sources_of
+from steps.flow.fingerprint import Fingerprint, differences, fingerprint, movable, sources, sources_of
 
 
 def names(step: str) -> set[str]:
@@ -28,6 +30,13 @@ def test_the_wrapper_that_travels_belongs_to_the_step_that_logs_it() -> None:
     assert "steps/wrappers/onnx_chat.py" not in names("build_pipeline_wrapper")
 
 
+def test_every_file_of_the_package_that_travels_belongs_too_though_its_imports_are_relative() -> None:
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "steps/wrappers/onnx").glob("*.py")}
+    assert (
+        {"steps/wrappers/onnx/__main__.py", "steps/wrappers/onnx/scheduler.py"} < package <= names("build_onnx_wrapper")
+    )
+
+
 @pytest.mark.parametrize("step", [step for step in STEPS if step not in ("evaluate", "register")])
 def test_a_change_of_the_evaluation_touches_evaluate_and_register_alone(step: str) -> None:
     assert not [name for name in names(step) if name.startswith("steps/evaluation/")]
@@ -36,6 +45,37 @@ def test_a_change_of_the_evaluation_touches_evaluate_and_register_alone(step: st
 @pytest.mark.parametrize("step", STEPS)
 def test_a_change_of_the_chain_or_the_documentation_touches_no_step(step: str) -> None:
     assert not names(step) & {"steps/main.py", "steps/flow/launch.py", "steps/flow/reuse.py", "README.md"}
+
+
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of steps/ whose files may be edited, and of which fingerprints now tell."""
+    shutil.copytree(ROOT / "steps", tmp_path / "steps", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr("steps.flow.fingerprint.ROOT", tmp_path)
+    return tmp_path / "steps"
+
+
+def edited(files: Iterable[Path]) -> set[str]:
+    """Return the steps that would run again after an edit of *files*."""
+    before = {step: sources(step) for step in STEPS}
+    for file in files:
+        file.write_text(file.read_text(encoding="utf-8") + "\nEDITED = True\n", encoding="utf-8")
+    return {step for step in STEPS if sources(step) != before[step]}
+
+
+@pytest.mark.parametrize("room", ["config", "safety", "flow", "sweeps"])
+def test_an_edit_of_a_file_that_computes_no_result_runs_no_step_again(copy: Path, room: str) -> None:
+    assert edited((copy / room).glob("*.py")) == set()
+
+
+def test_an_edit_of_a_room_runs_again_the_steps_that_use_it(copy: Path) -> None:
+    assert edited([copy / "evaluation" / "gates.py"]) == {"evaluate", "register"}
+    assert edited([copy / "wrappers" / "onnx_chat.py"]) >= {"build_onnx_wrapper"}
+    assert edited([copy / "records" / "files.py"]) == set(STEPS)
+
+
+def test_the_fingerprint_of_fetch_model_covers_at_most_ten_files() -> None:
+    assert len(names("fetch_model")) <= 10
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -103,6 +103,7 @@ def relative_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "x.db"
 
 
+@pytest.mark.slow
 def test_a_relative_store_is_in_the_folder_of_the_launcher(
     relative_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,22 +12,16 @@ from mlflow.pyfunc import PyFuncModel
 
 from steps.logged_models.process import candidate
 from steps.records.errors import StepError
+from tests.conftest import PROGRAMS
 
-SHOUT = """
-import mlflow
-class Shout(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input: list[str], params=None) -> list[str]:
-        return [text.upper() for text in model_input]
-mlflow.models.set_model(Shout())
-"""
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a model that needs nothing."""
     work = tmp_path_factory.mktemp("shout")
-    (work / "shout.py").write_text(SHOUT)
-    mlflow.pyfunc.save_model(work / "model", python_model=str(work / "shout.py"), pip_requirements=["mlflow"])
+    mlflow.pyfunc.save_model(work / "model", python_model=str(PROGRAMS / "shout.py"), pip_requirements=["mlflow"])
     return work / "model"
 
 

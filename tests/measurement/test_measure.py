@@ -1,5 +1,6 @@
 """What fails is a finding: it is noted once, its figures are missing, and the other candidates go on."""
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -9,28 +10,19 @@ from mlflow.models import ModelSignature
 from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
 from steps.config.command_line import compose_config
+from steps.evaluation.cost import Footprint
+from steps.evaluation.metrics import Measured
 from steps.evaluation.tasks import Example
 from steps.logged_models.process import candidate
 from steps.measurement.measure import TURN, Measurements, measure_candidates
+from tests.conftest import PROGRAMS
 
-MODEL = """
-import os
-import mlflow
-class Model(mlflow.pyfunc.PythonModel):
-    def load_context(self, context):
-        {load}
-    def predict(self, context, model_input, params=None):
-        question = model_input["messages"].iloc[0][-1]["content"]
-        {answer}
-        message = {{"role": "assistant", "content": question.upper()}}
-        choice = {{"index": 0, "message": message, "finish_reason": "stop"}}
-        return [{{"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}}]
-mlflow.models.set_model(Model())
-"""
-MODELS = {
-    "good": {"load": "pass", "answer": "pass"},
-    "broken": {"load": "raise RuntimeError('half of the file is missing')", "answer": "pass"},
-    "dying": {"load": "pass", "answer": f"question == 'question {TURN + 1}' and os._exit(1)"},
+pytestmark = pytest.mark.slow
+
+BEHAVIOURS = {
+    "good": {},
+    "broken": {"cannot_load": "half of the file is missing"},
+    "dying": {"dies_at": f"question {TURN + 1}"},
 }
 EXAMPLES = [
     Example(f"q{number}", [{"role": "user", "content": f"question {number}"}], f"QUESTION {number}")
@@ -45,17 +37,18 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measurements]:
     options = compose_config(["evaluate.contract_examples=1"]).evaluate
     signature = ModelSignature(CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA)
     with ExitStack() as stack:
-        for name, parts in MODELS.items():
-            code = work / f"{name}.py"
-            code.write_text(MODEL.format(**parts))
-            if name == "broken":
-                code.write_text(MODEL.format(**MODELS["good"]))
+        (work / "behaviour.json").write_text("{}")
+        for name, behaviour in BEHAVIOURS.items():
             mlflow.pyfunc.save_model(
-                work / name, python_model=str(code), signature=signature, pip_requirements=["mlflow"]
+                work / name,
+                python_model=str(PROGRAMS / "upper.py"),
+                artifacts={"behaviour": str(work / "behaviour.json")},
+                signature=signature,
+                pip_requirements=["mlflow"],
             )
-            (work / name / f"{name}.py").write_text(MODEL.format(**parts))
-        loading = {name: stack.enter_context(candidate(name, work / name)) for name in MODELS}
-        yield measure_candidates(loading, "good", EXAMPLES, options, seed=0)
+            (work / name / "artifacts" / "behaviour.json").write_text(json.dumps(behaviour))
+        loading = {name: stack.enter_context(candidate(name, work / name)) for name in BEHAVIOURS}
+        yield measure_candidates(loading, "good", EXAMPLES, options)
 
 
 def errors(found: Measurements, name: str) -> list[bool]:
@@ -69,16 +62,18 @@ def test_each_has_an_answer_to_every_example_in_their_order(found: Measurements)
 
 def test_the_good_one_answers_all_whatever_the_others_do(found: Measurements) -> None:
     assert [answer.text for answer in found.answers["good"]] == [example.reference for example in EXAMPLES]
-    assert found.figures["good.contract.repeatable"] == 1
-    assert found.figures["good.contract.signature"] == 1
-    assert found.figures["good.contract.stop"] == 0, "its signature has stop, and it does not care"
-    assert "good.contract.max_tokens" not in found.figures, "nobody knows how many tokens its answers have"
+    contract = found.of("good").contract
+    assert contract["contract.repeatable"] == 1
+    assert contract["contract.signature"] == 1
+    assert contract["contract.stop"] == 0, "its signature has stop, and it ignores it"
+    assert "contract.max_tokens" not in contract, "nobody knows how many tokens its answers have"
 
 
 def test_one_that_cannot_be_loaded_answers_nothing_and_says_why(found: Measurements) -> None:
     assert all(errors(found, "broken"))
     assert "half of the file is missing" in str(found.answers["broken"][0].error)
-    assert not [name for name in found.figures if name.startswith("broken.") and name != "broken.cost.size_bytes"]
+    broken = found.of("broken")
+    assert broken == Measured(Footprint(size_bytes=broken.footprint.size_bytes))
 
 
 def test_one_that_dies_has_answered_until_then(found: Measurements) -> None:
@@ -93,5 +88,4 @@ def test_the_same_failure_is_told_once(found: Measurements) -> None:
 
 def test_a_model_without_weights_that_we_know_has_no_fidelity_and_no_time_to_a_token(found: Measurements) -> None:
     assert any("no logits" in failure for failure in found.failures if failure.startswith("good: "))
-    assert not found.fidelity
-    assert not found.timings
+    assert not any(own.fidelity or own.timings for own in found.measured.values())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import combinations
@@ -20,34 +21,13 @@ from steps.logged_models.language_model import OnnxModel
 from steps.logged_models.process import Candidate, candidate
 from steps.measurement.measure import Measurements, ask_in_turns, measure_fidelity, time_in_turns
 from steps.measurement.worker import peak_memory
-from steps.wrappers.onnx_engine import GRAIN, common_prefix
-from tests.conftest import ROOT, examples_of
+from steps.wrappers.onnx.prefix_cache import BLOCK_SIZE, common_prefix
+from tests.conftest import PROGRAMS, TINY, examples_of, run
 
-TINY = ROOT / "models" / "tiny_phi3"
+pytestmark = pytest.mark.slow
+
 LENGTHS = (32, 128)
 TOUCHED = 200_000_000
-
-MODEL = """
-import json, subprocess, sys
-import mlflow
-class Model(mlflow.pyfunc.PythonModel):
-    def load_context(self, context):
-        {load}
-    def predict(self, context, model_input, params=None):
-        chats = [[dict(message) for message in chat] for chat in model_input["messages"]]
-        with open({log!r}, "a") as log:
-            log.write(json.dumps(chats) + "\\n")
-        return [{{
-            "choices": [{{"message": {{"role": "assistant", "content": "Madrid"}}}}],
-            "usage": {{"completion_tokens": 1, "prompt_tokens": {tells}.get(chat[-1]["content"])}},
-        }} for chat in chats]
-mlflow.models.set_model(Model())
-"""
-
-CHILD = f"""self.child = subprocess.Popen(
-            [sys.executable, "-c", "held = b'x' * {TOUCHED}; print(flush=True); input()"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.child.stdout.readline()"""
 
 Loading = Callable[..., Candidate]
 
@@ -63,13 +43,13 @@ def loading(tmp_path: Path) -> Iterator[Loading]:
     signature = ModelSignature(CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA)
     with ExitStack() as stack:
 
-        def load(name: str, load: str = "pass", tells: dict[str, int] | None = None) -> Candidate:
-            code = tmp_path / f"{name}.py"
-            code.write_text(MODEL.format(load=load, log=str(tmp_path / f"{name}.log"), tells=tells or {}))
+        def load(name: str, child_holds: int = 0, tells: dict[str, int] | None = None) -> Candidate:
+            behaviour = {"log": str(tmp_path / f"{name}.log"), "tells": tells or {}, "child_holds": child_holds}
+            (tmp_path / "behaviour.json").write_text(json.dumps(behaviour))
             mlflow.pyfunc.save_model(
                 tmp_path / name,
-                python_model=str(code),
-                artifacts={"onnx": str(tokenizer)},
+                python_model=str(PROGRAMS / "noting.py"),
+                artifacts={"onnx": str(tokenizer), "behaviour": str(tmp_path / "behaviour.json")},
                 signature=signature,
                 pip_requirements=["mlflow"],
             )
@@ -97,11 +77,13 @@ def test_no_prompt_that_is_timed_begins_like_another(loading: Loading, examples:
     calls = [json.loads(line) for line in (tmp_path / "onnx.log").read_text().splitlines()]
     assert [len(chats) for chats in calls] == ([1] * 4 + [4] * 4) * len(LENGTHS)
     prompts = [OnnxModel(TINY).chat(chat, "")[0] for chats in calls for chat in chats]
-    assert max(common_prefix(one, other) for one, other in combinations(prompts, 2)) < GRAIN
+    assert max(common_prefix(one, other) for one, other in combinations(prompts, 2)) < BLOCK_SIZE
     firsts = [chat[0]["content"].split()[0] for chats in calls for chat in chats]
     assert len(set(firsts)) == len(firsts)
     assert [len(prompt) for prompt in prompts] == [length for length in LENGTHS for _ in range(20)]
-    assert [timing.prompt_tokens for timing in found.timings] == [length for length in LENGTHS for _ in (1, 4)]
+    assert [timing.prompt_tokens for timing in found.of("onnx").timings] == [
+        length for length in LENGTHS for _ in (1, 4)
+    ]
 
 
 def test_a_prompt_shorter_than_a_word_and_its_number_is_as_short_as_it_can_be(
@@ -117,12 +99,12 @@ def test_a_prompt_shorter_than_a_word_and_its_number_is_as_short_as_it_can_be(
 
 
 def test_memory_is_that_of_the_process_and_of_those_it_started(loading: Loading) -> None:
-    loaded = loading("onnx", load=CHILD)
+    loaded = loading("onnx", child_holds=TOUCHED)
     # Less a tenth: the kernel counts pages in bundles, and this process may grow between the two questions.
     assert loaded.run(peak_memory) > loaded.run(own_memory) + 0.9 * TOUCHED
 
 
-def test_tokens_are_the_same_when_the_candidate_was_fed_as_many_as_the_reference_reads(
+def test_tokens_are_the_same_if_the_candidate_was_fed_as_many_as_the_reference(
     loading: Loading, examples: list[Example]
 ) -> None:
     language = OnnxModel(TINY)
@@ -137,7 +119,16 @@ def test_tokens_are_the_same_when_the_candidate_was_fed_as_many_as_the_reference
     found = Measurements()
 
     ask_in_turns(found, candidates, examples, 8)
-    measure_fidelity(found, candidates, "pipeline", examples, compose_config([]).evaluate, 0)
+    measure_fidelity(found, candidates, "pipeline", examples, compose_config([]).evaluate)
 
-    same = {name: found.figures[f"{name}.integrity.same_tokens"] for name in ("silent", "honest", "other")}
-    assert same == {"silent": 1, "honest": 1, "other": 39 / 40}
+    same = {name: found.of(name).token_ids.same.count(False) for name in ("silent", "honest", "other")}
+    assert same == {"silent": 0, "honest": 0, "other": 1}
+
+
+def test_the_memory_of_a_candidate_is_not_that_of_our_plots() -> None:
+    """A process that evaluate spawns imports the main module again, and what it is told to run."""
+    done = run(sys.executable, "-c", "import sys, steps.__main__, steps.measurement.worker; print(*sys.modules)")
+
+    assert done.returncode == 0, done.stderr
+    assert "steps.measurement.worker" in done.stdout.split()
+    assert not {"matplotlib", "steps.report.page", "steps.evaluate", "torch"} & set(done.stdout.split())

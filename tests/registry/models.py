@@ -17,15 +17,8 @@ from steps.logged_models.logged_model import logged_folder, record_model
 from steps.records.artifacts import record_artifacts
 from steps.records.files import File, hash_file
 from steps.records.tags import DIGEST, GATES_DIGEST, OUTPUT
-from steps.wrappers.onnx_chat import chat_signature
-
-MODEL = """
-import mlflow
-class Echo(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input, params=None):
-        return [{{"choices": [{{"message": {{"role": "assistant", "content": {answer!r}}}}}]}}]
-mlflow.models.set_model(Echo())
-"""
+from steps.wrappers.onnx.signatures import chat_signature
+from tests.conftest import PROGRAMS
 
 PROVENANCE = {"code.commit": "c" * 40, "code.dirty": "false", "lock.sha256": "l" * 64}
 
@@ -42,8 +35,7 @@ def fetched() -> Run:
 
 def built(folder: Path, answer: str, fetch: Run | None = None, signature: ModelSignature | None = None) -> Run:
     """Return a finished run of a build step that logged a chat model which always says *answer*."""
-    code = folder / "echo.py"
-    code.write_text(MODEL.format(answer=answer))
+    (folder / "answer.txt").write_text(answer)
     fetch = fetch or fetched()
     options = {"precision": "int4", "block_size": "32", "accuracy_level": "4", "execution_provider": "cpu"}
     with mlflow.start_run(tags={"step": "build_onnx_wrapper", **PROVENANCE}) as run:
@@ -53,7 +45,11 @@ def built(folder: Path, answer: str, fetch: Run | None = None, signature: ModelS
         mlflow.set_tag("fetch_run_id", fetch.info.run_id)
         signature = signature or chat_signature()
         info = mlflow.pyfunc.log_model(
-            name="onnx", python_model=str(code), signature=signature, pip_requirements=["mlflow==3.17.2", "numpy"]
+            name="onnx",
+            python_model=str(PROGRAMS / "echo.py"),
+            artifacts={"answer": str(folder / "answer.txt")},
+            signature=signature,
+            pip_requirements=["mlflow==3.17.2", "numpy"],
         )
         with logged_folder(info.model_uri) as logged:
             digest = record_model(info.model_uri, logged)

@@ -1,7 +1,5 @@
 """There is one champion, the one before it can come back, and the history says who was it, whatever happens."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import mlflow
@@ -11,7 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from steps.records.errors import StepError
 from steps.registry.aliases import changing, history, make_champion, number_with, roll_back, settle, with_alias
-from tests.conftest import ROOT, run
+from tests.conftest import program
 
 
 @pytest.fixture
@@ -58,7 +56,7 @@ def test_the_history_says_when_by_which_run_by_whom_and_why(echo: MlflowClient) 
     assert change.time.endswith("Z")
 
 
-def test_a_rollback_exchanges_champion_and_previous_and_another_one_exchanges_them_again(echo: MlflowClient) -> None:
+def test_a_rollback_exchanges_champion_and_previous_and_a_second_one_does_again(echo: MlflowClient) -> None:
     crown("1")
     crown("2")
     assert roll_back("echo", "it was worse").reason == "it was worse"
@@ -81,40 +79,15 @@ def test_a_change_by_hand_is_noticed_before_the_next_one(echo: MlflowClient) -> 
     echo.set_registered_model_alias("echo", "champion", "5")
     crown("2")
     assert state() == ("2", "5", [(None, "1"), ("1", "5"), ("5", "2")])
-    assert history("echo")[1].reason == "made by hand, or by a run that was cut short"
+    assert history("echo")[1].reason == "made by hand, or by a run that was interrupted"
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer_is_not_taken_for_one_without_a_champion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
     with pytest.raises(MlflowException, match=r"127\.0\.0\.1"):
         with_alias("echo", "champion")
-
-
-CUT_SHORT = """
-import os, signal, sys
-from mlflow import MlflowClient
-from steps.registry.aliases import changing, make_champion, roll_back
-import steps.registry.aliases as aliases
-aliases.damage_of_version = lambda version: None
-action, survive = sys.argv[1], int(sys.argv[2])
-writes = 0
-def dying(write):
-    def wrapped(*args):
-        global writes
-        if writes == survive:
-            os.kill(os.getpid(), signal.SIGKILL)
-        writes += 1
-        return write(*args)
-    return wrapped
-MlflowClient.set_registered_model_alias = dying(MlflowClient.set_registered_model_alias)
-MlflowClient.set_registered_model_tag = dying(MlflowClient.set_registered_model_tag)
-if action == "rollback":
-    roll_back("echo", "back")
-else:
-    with changing("echo"):
-        make_champion("echo", action, "forward")
-"""
 
 
 @pytest.mark.slow
@@ -123,7 +96,7 @@ def test_a_promotion_that_was_killed_halfway_is_completed_by_the_next_change(
     echo: MlflowClient, store: str, survived: int
 ) -> None:
     crown("1")
-    assert run("python", "-c", CUT_SHORT, "2", str(survived), MLFLOW_TRACKING_URI=store).returncode == -9
+    assert program("dying_promotion.py", "2", str(survived), MLFLOW_TRACKING_URI=store).returncode == -9
     with changing("echo"):
         settle("echo")
     assert state() == ("2", "1", [(None, "1"), ("1", "2")])
@@ -136,38 +109,16 @@ def test_a_rollback_that_was_killed_halfway_is_completed_by_the_same_command(
 ) -> None:
     crown("1")
     crown("2")
-    assert run("python", "-c", CUT_SHORT, "rollback", str(survived), MLFLOW_TRACKING_URI=store).returncode == -9
+    assert program("dying_promotion.py", "rollback", str(survived), MLFLOW_TRACKING_URI=store).returncode == -9
     roll_back("echo", "again")
     assert state() == ("1", "2", [(None, "1"), ("1", "2"), ("2", "1")])
-
-
-AT_ONCE = """
-import sys
-from steps.registry.aliases import changing, make_champion, number_with
-number_with("echo", "champion")
-print("ready", flush=True)
-sys.stdin.readline()
-with changing("echo"):
-    make_champion("echo", sys.argv[1], "one of eight")
-"""
 
 
 @pytest.mark.slow
 def test_of_eight_promotions_at_once_one_wins_and_the_history_has_them_all(echo: MlflowClient, store: str) -> None:
     crown("1")
-    command = [sys.executable, "-c", AT_ONCE]
-    eight = [
-        subprocess.Popen([*command, str(version)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for version in range(2, 10)
-    ]
-    for process in eight:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in eight:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    assert [process.communicate() and process.returncode for process in eight] == [0] * 8
+    done = program("promotions_at_once.py", *map(str, range(2, 10)), MLFLOW_TRACKING_URI=store)
+    assert done.returncode == 0, done.stderr
     champion, previous, changes = state()
     assert len(changes) == 9
     assert {version for _, version in changes} == {str(version) for version in range(1, 10)}

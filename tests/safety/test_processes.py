@@ -18,14 +18,24 @@ from steps.flow.launch import launch
 from steps.records.tags import PROCESS
 from steps.safety import processes
 from steps.safety.processes import close_abandoned_runs, process_tag
-from tests.conftest import ROOT
+from tests.conftest import PROGRAMS, ROOT
 from tests.marked_processes import PROMISED_SECONDS
 
 
-def start(code: str, *arguments: str) -> "subprocess.Popen[str]":
-    """Start a Python process that runs *code* and prints to us."""
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+def start(name: str, *arguments: str) -> "subprocess.Popen[str]":
+    """Start the program *name*, which prints to us."""
+    command = [sys.executable, str(PROGRAMS / name), *arguments]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+
+
+def sleeping() -> "subprocess.Popen[bytes]":
+    """Start a process that only waits."""
+    return subprocess.Popen(["sleep", "600"])
+
+
+def tag_of(child: "subprocess.Popen[bytes]") -> str:
+    return process_tag(psutil.Process(child.pid))
 
 
 def line_of(process: "subprocess.Popen[str]") -> str:
@@ -45,21 +55,22 @@ def status_of(run_id: str) -> str:
 
 
 def test_a_run_whose_process_is_gone_is_closed(store: str) -> None:
-    with start("from steps.safety.processes import process_tag; print(process_tag())") as process:
-        run_id = a_running_run(line_of(process))
+    with sleeping() as child:
+        run_id = a_running_run(tag_of(child))
+        child.kill()
     assert [run.info.run_id for run in close_abandoned_runs()] == [run_id]
     assert status_of(run_id) == "KILLED"
 
 
 def test_a_run_whose_process_is_a_zombie_is_closed(store: str) -> None:
-    child = start("")
-    machine, _pid, _identity = process_tag().split()
-    run_id = a_running_run(f"{machine} {child.pid} {processes._identity(psutil.Process(child.pid))}")
+    child = sleeping()
+    run_id = a_running_run(tag_of(child))
+    child.kill()
     # Not `wait`: until it is asked after, it is a zombie, as where the first process of a container asks after nobody.
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
     close_abandoned_runs()
-    child.communicate()
+    child.wait()
     assert status_of(run_id) == "KILLED"
 
 
@@ -81,16 +92,18 @@ def test_what_is_below_a_run_whose_process_is_gone_is_closed_on_whatever_machine
 def test_a_run_that_finishes_before_its_process_is_seen_to_be_gone_stays_finished(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with start("import sys; from steps.safety.processes import *; print(process_tag(), flush=True); input()") as child:
-        run_id = a_running_run(line_of(child))
-        is_gone = processes._is_gone
+    search = mlflow.MlflowClient.search_runs
+    with sleeping() as child:
+        run_id = a_running_run(tag_of(child))
 
-        def after_it_has_finished(tag: str) -> bool:
+        def and_then_it_finishes(*arguments: object) -> object:
+            found = search(*arguments)
             mlflow.MlflowClient().set_terminated(run_id, "FINISHED")
-            child.communicate("\n")
-            return is_gone(tag)
+            child.kill()
+            child.wait()
+            return found
 
-        monkeypatch.setattr(processes, "_is_gone", after_it_has_finished)
+        monkeypatch.setattr(mlflow.MlflowClient, "search_runs", and_then_it_finishes)
         assert close_abandoned_runs() == []
     assert status_of(run_id) == "FINISHED"
 
@@ -160,68 +173,38 @@ def test_a_run_of_another_machine_or_program_is_left(store: str, tag: str) -> No
     assert status_of(run_id) == "RUNNING"
 
 
-PARENT = """
-import subprocess, sys, time
-child = subprocess.Popen(["bash", "-c", f'SLM_LAUNCHER_PID=$PPID "{sys.executable}" -c "$CHILD"'])
-print(child.pid, flush=True)
-time.sleep(600)
-"""
-
-CHILD = """
-import time
-from steps.safety.processes import watch_launcher
-watch_launcher()
-print('watches', flush=True)
-time.sleep(600)
-"""
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_step_ends_when_its_chain_is_gone(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CHILD", CHILD)
-    with start(PARENT) as parent:
+def test_a_step_ends_when_its_chain_is_gone(number: int) -> None:
+    with start("launcher.py", str(PROGRAMS / "watched_child.py")) as parent:
         child = psutil.Process(int(line_of(parent)))
         assert line_of(parent) == "watches"
         os.kill(parent.pid, number)
         child.wait(timeout=30)  # before it ends by itself
 
 
+@pytest.mark.slow
 def test_a_step_whose_chain_was_gone_before_it_could_look_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    with start("") as gone:
+    with subprocess.Popen("true") as gone:
         pass
     monkeypatch.setenv("SLM_LAUNCHER_PID", str(gone.pid))
-    with start(CHILD) as child:
+    with start("watched_child.py") as child:
         assert line_of(child) == ""
     assert child.returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pid", ["0", "1"])
 def test_a_launcher_outside_of_the_container_is_not_waited_for(pid: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLM_LAUNCHER_PID", pid)
-    with start(CHILD) as child:
+    with start("watched_child.py") as child:
         assert line_of(child) == "watches"
         child.kill()
 
 
-CHAIN = """
-import sys
-from steps.config.command_line import compose_config
-from steps.flow.launch import launch, start_here
-from steps.safety.processes import end_on_signals, watch_launcher
-from steps.flow.runs import open_run
-end_on_signals()
-watch_launcher()
-STEP = 'trap : TERM; echo started; while true; do sleep 0.1; done'
-with open_run('main', compose_config([])) as chain:
-    launch('fetch_model', {}, chain, lambda _command, variables: start_here(STEP, variables))
-"""
-
-
-def test_a_chain_whose_launcher_is_gone_closes_the_run_of_a_step_that_does_not_end(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CHILD", CHAIN)
-    with start(PARENT) as parent:
+@pytest.mark.slow
+def test_a_chain_whose_launcher_is_gone_closes_the_run_of_a_step_that_does_not_end(store: str) -> None:
+    with start("launcher.py", str(PROGRAMS / "stubborn_chain.py")) as parent:
         chain = psutil.Process(int(line_of(parent)))
         assert line_of(parent) == "started"
         parent.kill()
@@ -230,7 +213,7 @@ def test_a_chain_whose_launcher_is_gone_closes_the_run_of_a_step_that_does_not_e
     assert {run.info.run_name: run.info.status for run in runs} == {"main": "KILLED", "fetch_model": "KILLED"}
 
 
-def test_each_has_ended_what_is_below_it_and_closed_its_runs_before_it_is_ended_itself() -> None:
+def test_each_has_time_to_end_what_is_below_it_and_close_its_runs() -> None:
     closing_takes = 0.5
     assert processes.GRACE_SECONDS + closing_takes < processes.TRIAL_GRACE_SECONDS
     assert processes.TRIAL_GRACE_SECONDS + closing_takes < processes.OWN_GRACE_SECONDS
@@ -250,20 +233,11 @@ def test_the_last_signal_comes_when_the_grace_is_over_and_no_pause_later(grace: 
     assert sum(slept) == pytest.approx(grace)
 
 
-HOLDER = """
-import sys, time
-from steps.safety.lock import one_at_a_time
-with one_at_a_time(sys.argv[1], waiting=lambda: print("waits", flush=True)):
-    print("has it", flush=True)
-    time.sleep(float(sys.argv[2]))
-"""
-
-
 def test_a_second_process_waits_for_the_first_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with start(HOLDER, "abc", "600") as first:
+    with start("lock_holder.py", "abc", "600") as first:
         assert line_of(first) == "has it"
-        second = start(HOLDER, "abc", "0")
+        second = start("lock_holder.py", "abc", "0")
         assert line_of(second) == "waits"
         first.kill()
         with second:
@@ -272,7 +246,7 @@ def test_a_second_process_waits_for_the_first_and_says_so(tmp_path: Path, monkey
 
 def test_different_things_are_made_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with start(HOLDER, "one", "600") as first, start(HOLDER, "two", "600") as second:
+    with start("lock_holder.py", "one", "600") as first, start("lock_holder.py", "two", "600") as second:
         assert (line_of(first), line_of(second)) == ("has it", "has it")
         first.kill()
         second.kill()

@@ -50,6 +50,7 @@ def test_what_only_reads_like_one_is_not(arguments: list[str]) -> None:
     translate(arguments)
 
 
+@pytest.mark.slow
 def test_the_run_of_a_command_that_is_refused_keeps_no_password_of_its_git_url(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,7 +81,7 @@ def test_a_token_given_with_P_is_in_no_run_and_no_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_secret_of_a_git_url_a_changed_file_or_the_environment_is_nowhere_in_the_store(tmp_path: Path) -> None:
+def test_a_secret_of_a_git_url_a_changed_file_or_the_environment_is_nowhere(tmp_path: Path) -> None:
     project = committed(tmp_path / "project")
     run("git", "remote", "add", "origin", "https://me:s3cret@example.org/project.git", cwd=project)
     store = tmp_path / "store"

@@ -12,7 +12,9 @@ import mlflow
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from steps.wrappers.onnx_chat import chat_signature, prompt_signature
+from steps.build_onnx_wrapper import copied_wrapper
+from steps.wrappers.onnx.signatures import chat_signature, prompt_signature
+from steps.wrappers.onnx.tokenizer import ChatTokenizer
 from tests.families import CORPUS, sentencepiece_like
 
 WRAPPERS = Path(__file__).resolve().parents[2] / "steps/wrappers"
@@ -67,6 +69,16 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, template: str | None = TE
     )
     theirs.save_pretrained(folder)
     return theirs
+
+
+TOKENIZERS = {"llama": llama_tokenizer, "metaspace": metaspace_tokenizer, "byte-level": byte_level_tokenizer}
+
+
+@pytest.fixture(params=TOKENIZERS)
+def tokenizers(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ChatTokenizer, Any]:
+    """Return a tokenizer as the wrapper has it, and as transformers has it."""
+    theirs = save_tokenizer(TOKENIZERS[request.param](), tmp_path)
+    return ChatTokenizer(tmp_path), theirs
 
 
 @pytest.fixture(scope="session")
@@ -129,11 +141,11 @@ def logged(onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         experiment = mlflow.create_experiment("wrappers", artifact_location=str(folder / "artifacts"))
         folders = {}
         for interface, signature in (("chat", chat_signature()), ("prompt", prompt_signature())):
-            with mlflow.start_run(experiment_id=experiment):
+            with mlflow.start_run(experiment_id=experiment), copied_wrapper() as package:
                 info = mlflow.pyfunc.log_model(
                     name="onnx",
                     python_model=str(WRAPPERS / "onnx_chat.py"),
-                    artifacts={"onnx": str(onnx_folder), "engine": str(WRAPPERS / "onnx_engine.py")},
+                    artifacts={"onnx": str(onnx_folder), "wrapper": str(package)},
                     model_config={"interface": interface, "model_name": "tiny", "max_tokens": 40},
                     signature=signature,
                     pip_requirements=["mlflow"],

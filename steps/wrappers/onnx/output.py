@@ -1,0 +1,108 @@
+"""Request output: what has been generated of one choice of a request, and how it ended."""
+
+import contextlib
+import dataclasses
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+
+from .detokenizer import Detokenizer
+from .request import Request, refuse
+from .tokenizer import ChatTokenizer
+
+_ids = itertools.count()
+
+
+class RequestOutput:
+    """One choice of a request: tokens go in, text comes out, until `finish_reason` is set.
+
+    *on_text* is called with every new piece of text, *on_finish* once, when `finish_reason` is set. Both are called
+    in a thread of the engine client, or in the one that cancels, and must not block; an asyncio server passes
+    functions that use `loop.call_soon_threadsafe`.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        tokenizer: ChatTokenizer,
+        choice: int = 0,
+        on_text: Callable[[str], None] | None = None,
+        on_finish: Callable[[], None] | None = None,
+    ) -> None:
+        self.id = next(_ids)
+        self.request = request
+        self.tokens: list[int] = []
+        self.text = ""
+        self.finish_reason: str | None = None
+        self.error: str | None = None
+        self.finished = threading.Event()
+        self._choice = choice
+        self._decode = tokenizer.decode
+        self._on_text, self._on_finish = on_text, on_finish
+        self._detokenizer = Detokenizer(tokenizer) if request.stop or on_text else None
+        self._ending = threading.Lock()
+
+    def sequence(self) -> dict[str, Any]:
+        """Return what the engine has to know: the fields of its Sequence."""
+        fields = {field.name: getattr(self.request, field.name) for field in dataclasses.fields(self.request)}
+        del fields["n"], fields["stop"]  # the engine knows tokens, not text
+        seed = [self.request.seed % 2**64, self._choice]
+        return {"id": self.id, **fields, "seed": seed, "stream": self._detokenizer is not None}
+
+    def push(self, token: int, *, is_end: bool) -> None:
+        """Take the next token; *is_end* says that it is an end token of the model, which is never shown."""
+        if self.finished.is_set():
+            return
+        self.tokens.append(token)
+        last = is_end or len(self.tokens) == self.request.max_tokens
+        met_stop = False
+        if self._detokenizer:
+            if not is_end:
+                self._detokenizer.push(token)
+            if last:
+                self._detokenizer.finish()
+            met_stop = self._show(self._detokenizer.settled, is_all=last)
+        elif last:
+            self.text = self._decode(self.tokens[:-1] if is_end else self.tokens)
+        if last or met_stop:
+            self.finish("stop" if is_end or met_stop else "length")
+
+    def finish(self, reason: str, error: str | None = None) -> None:
+        """Finish with "stop", "length" or "cancelled", or with "refused" or "failed" and the *error*.
+
+        Does nothing after the first call.
+        """
+        with self._ending:
+            if self.finished.is_set():
+                return
+            self.error = error
+            self.finish_reason = reason
+            self.finished.set()
+        if self._on_finish:
+            with contextlib.suppress(Exception):  # such as a closed event loop: it must not fail other requests
+                self._on_finish()
+
+    def raise_if_failed(self) -> None:
+        """Raise the error that the engine gave instead of an answer."""
+        if self.finish_reason == "refused":
+            refuse(str(self.error))
+        if self.error:
+            raise MlflowException(self.error)
+
+    def _show(self, settled: str, *, is_all: bool) -> bool:
+        """Append to `text` the part of *settled* that may be shown; return whether it has a stop string."""
+        stop = self.request.stop
+        met = [at for string in stop if (at := settled.find(string, len(self.text))) >= 0]
+        shown = min(met, default=len(settled))
+        if not met and not is_all:
+            # The last characters may be the first of a stop string.
+            begun = (n for string in stop for n in range(1, len(string)) if settled.endswith(string[:n]))
+            shown -= max(begun, default=0)
+        new = settled[len(self.text) : shown]
+        self.text += new
+        if new and self._on_text:
+            self._on_text(new)
+        return bool(met)

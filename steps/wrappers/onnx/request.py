@@ -1,0 +1,299 @@
+"""Checks a request: every mistake is one line that names field, value and limit.
+
+`mlflow models serve` answers such an error with status 400.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import secrets
+from collections.abc import Mapping
+from reprlib import repr as brief
+from typing import Any, NoReturn
+
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+
+Message = dict[str, str]
+Fields = Mapping[str, Any]
+
+PROMPT_FIELDS = ("prompt", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed")
+"""What interface=prompt takes."""
+
+TAKEN, REFUSED, ANY = "taken", "refused", "any"
+CHAT_FIELDS: dict[str, str | tuple[object, ...]] = {
+    "messages": TAKEN,
+    "max_tokens": TAKEN,
+    "temperature": TAKEN,
+    "top_p": TAKEN,
+    "top_k": TAKEN,  # as vLLM has it
+    "stop": TAKEN,
+    "seed": TAKEN,
+    "n": TAKEN,
+    "response_format": TAKEN,
+    "stream": TAKEN,
+    "max_completion_tokens": TAKEN,  # OpenAI's newer name of max_tokens
+    "chat_template_kwargs": TAKEN,  # as vLLM has it
+    "model": ANY,
+    "user": ANY,
+    "metadata": ANY,
+    "service_tier": ANY,
+    "safety_identifier": ANY,
+    "prompt_cache_key": ANY,
+    "prompt_cache_options": ANY,
+    "prompt_cache_retention": ANY,
+    "stream_options": ANY,  # the last chunk has the usage anyway
+    "parallel_tool_calls": ANY,  # there are no tools
+    "store": (False,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "audio": REFUSED,
+    "moderation": REFUSED,
+    "prediction": REFUSED,
+    "web_search_options": REFUSED,
+}
+"""Every field of Chat Completions: taken, accepted and ignored with any value or with these, or refused.
+
+Any field may be null. The list is that of the openai package 3.57 (CompletionCreateParams), with two fields of vLLM.
+"""
+
+ROLES = {"system": "system", "user": "user", "assistant": "assistant", "developer": "system"}
+"""The roles of a message, as the chat template gets them."""
+
+TEMPLATE_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
+"""Variables of the chat template that chat_template_kwargs cannot set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One checked row: what to continue, and how."""
+
+    prompt: list[int]
+    max_tokens: int
+    temperature: float  # 0: greedy
+    top_p: float  # 1: all
+    top_k: int  # 0: all
+    seed: int
+    stop: tuple[str, ...]
+    n: int
+    json_schema: str | None
+
+
+def refuse(message: str) -> NoReturn:
+    """Raise the error of a request that is wrong."""
+    raise MlflowException.invalid_parameter_value(message)
+
+
+def check_chat_fields(row: Fields) -> None:
+    """Refuse the first field of *row* that is not served, or has a value that is not."""
+    for field, value in row.items():
+        served = CHAT_FIELDS.get(field, REFUSED)
+        if served == REFUSED:
+            _refuse_field(field, value, [name for name, how in CHAT_FIELDS.items() if how == TAKEN])
+        if isinstance(served, tuple) and not any(_same(value, neutral) for neutral in served):
+            refuse(f"{field}={brief(value)} is not supported; only {' or '.join(map(repr, served))} is")
+
+
+def check_prompt_fields(row: Fields) -> None:
+    """Refuse the first field of *row* that interface=prompt does not serve."""
+    for field, value in row.items():
+        if field not in PROMPT_FIELDS:
+            _refuse_field(field, value, PROMPT_FIELDS)
+
+
+def _refuse_field(field: str, value: object, known: "list[str] | tuple[str, ...]") -> NoReturn:
+    refuse(f"{field}={brief(value)} is not supported; {', '.join(known)} are")
+
+
+def _same(value: object, neutral: object) -> bool:
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)  # 0 is not False
+
+
+def read_request(row: Fields, prompt: list[int], context: int, default_max_tokens: int) -> Request:
+    """Return *row* checked, for *prompt* and a model whose context holds *context* tokens."""
+    free = context - len(prompt)
+    if not prompt:
+        refuse("prompt is empty: at least 1 token is needed")
+    if free < 1:
+        refuse(f"prompt of {len(prompt)} tokens leaves no room for an answer in the context of {context} tokens")
+    field = _max_tokens_field(row)
+    max_tokens = read_integer(row, field, min(default_max_tokens, free), 1, context)
+    if max_tokens > free:
+        refuse(
+            f"{field}={max_tokens} is more than the {free} tokens that a prompt of {len(prompt)} tokens "
+            f"leaves in the context of {context} tokens"
+        )
+    return Request(
+        prompt=prompt,
+        max_tokens=max_tokens,
+        temperature=read_number(row, "temperature", 0, 0, 2),
+        top_p=read_number(row, "top_p", 1, 0, 1),
+        top_k=read_integer(row, "top_k", 0, 0, 2**31 - 1),
+        seed=read_integer(row, "seed", secrets.randbits(63), -(2**63), 2**63 - 1),
+        stop=read_stop(row),
+        n=read_integer(row, "n", 1, 1, 128),
+        json_schema=read_json_schema(row),
+    )
+
+
+def _max_tokens_field(row: Fields) -> str:
+    """Return the name under which *row* states max_tokens."""
+    old, new = row.get("max_tokens"), row.get("max_completion_tokens")
+    if old is not None and new is not None and old != new:
+        refuse(f"max_completion_tokens={brief(new)} and max_tokens={brief(old)} differ: give one of them")
+    return "max_tokens" if new is None else "max_completion_tokens"
+
+
+def read_number(row: Fields, field: str, default: float, low: float, high: float) -> float:
+    """Return the number row[field], or *default* where there is none."""
+    value = row.get(field)
+    if value is None:
+        return default
+    # Not pydantic: it takes True and "1" for numbers, and its strict mode refuses 20.0 for an integer.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        refuse(f"{field}={brief(value)} is not a number")
+    if not low <= value <= high:  # NaN too
+        refuse(f"{field}={value} is outside {low} to {high}")
+    return value
+
+
+def read_integer(row: Fields, field: str, default: int, low: int, high: int) -> int:
+    """Return the integer row[field], or *default* where there is none."""
+    value = read_number(row, field, default, low, high)
+    if value != int(value):  # 20.0 is fine: a table turns integers into floats when one is missing
+        refuse(f"{field}={value} is not an integer")
+    return int(value)
+
+
+def read_stop(row: Fields) -> tuple[str, ...]:
+    """Return the stop strings of *row*, given as one string or a list of them."""
+    value = row.get("stop")
+    stop = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
+        refuse(f"stop={brief(value)} is neither a string nor a list of strings of at least 1 character")
+    return tuple(stop)
+
+
+def read_json_schema(row: Fields) -> str | None:
+    """Return the JSON schema that response_format asks for, None for plain text."""
+    match row.get("response_format"):
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            schema: dict[str, Any] = {"type": "object"}
+        case {"type": "json_schema", "json_schema": {"schema": dict(asked_for)}}:
+            schema = asked_for
+        case value:
+            refuse(
+                f"response_format={brief(value)} is none of {{'type': 'text'}}, {{'type': 'json_object'}}, "
+                "{'type': 'json_schema', 'json_schema': {'schema': {...}}}"
+            )
+    # Where white space is free, a small model can go on with it until max_tokens.
+    style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    return json.dumps({"x-guidance": style, **schema})
+
+
+def read_template_kwargs(row: Fields, field: str = "chat_template_kwargs") -> dict[str, Any]:
+    """Return the variables that *row* sets for the chat template."""
+    value = row.get(field)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        refuse(f"{field}={brief(value)} is not an object")
+    for name in TEMPLATE_VARIABLES:
+        if name in value:
+            refuse(f"{field}.{name}={brief(value[name])} is not supported; variables of the template's own are")
+    return value
+
+
+def read_messages(row: Fields) -> list[Message]:
+    """Return the messages of *row*: role, content and, where given, name."""
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not messages:
+        refuse(f"messages={brief(messages)} is not a list of at least 1 message")
+    return [_read_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _read_message(message: object, here: str) -> Message:
+    if not isinstance(message, dict):
+        refuse(f"{here}={brief(message)} is not an object with role and content")
+    message = {key: value for key, value in message.items() if value is not None}
+    if isinstance(message.get("content"), list):
+        message["content"] = _join_parts(message["content"], f"{here}.content")
+    for key, value in message.items():
+        if key not in ("role", "content", "name"):
+            refuse(f"{here}.{key}={brief(value)} is not supported; role, content and name are")
+        if not isinstance(value, str):
+            refuse(f"{here}.{key}={brief(value)} is not a string")
+        require_whole_characters(f"{here}.{key}", value)
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        refuse(f"{here}.role={brief(role)} is not one of {', '.join(ROLES)}")
+    if content is None or (content == "" and ROLES[role] != "system"):  # an empty one says: no instructions
+        refuse(f"{here}.content={brief(content)} is not a string of at least 1 character")
+    return {**message, "role": ROLES[role]}
+
+
+def _join_parts(parts: list[Any], here: str) -> str:
+    """Return the text of a content that is given as a list of text parts, one line each as in vLLM."""
+    texts = []
+    for index, part in enumerate(parts):
+        match part:
+            case {"type": "text", "text": str(text)}:
+                texts.append(text)
+            case {"type": kind} if kind != "text":
+                refuse(f"{here}[{index}].type={brief(kind)} is not supported; text is")
+            case _:
+                refuse(f"{here}[{index}]={brief(part)} is not {{'type': 'text', 'text': '...'}}")
+    return "\n".join(texts)
+
+
+def require_whole_characters(field: str, text: str) -> None:
+    """Refuse *text*, the value of *field*, if it has half a surrogate pair: no tokenizer can encode it."""
+    if half := re.search("[\ud800-\udfff]", text):
+        refuse(
+            f"{field} has half a surrogate pair, {half[0]!a}, at character {half.start()}: "
+            "send whole characters (was an emoji cut in two?)"
+        )
+
+
+def read_rows(model_input: object) -> list[dict[str, Any]]:
+    """Return a table, one row, or a list of rows as dicts of plain values; absent fields are left out."""
+    rows: list[Any] = model_input if isinstance(model_input, list) else [model_input]
+    if isinstance(model_input, pd.DataFrame):
+        # A table has a cell for every row and field: a field that a row leaves out shows as NaN or NA there.
+        cells = model_input.to_dict("records")
+        rows = [{field: value for field, value in row.items() if not _is_empty(value)} for row in cells]
+    if not rows:
+        refuse("the request has 0 rows: at least 1 is needed")
+    for row in rows:
+        if not isinstance(row, dict):
+            refuse(f"{brief(row)} is not an object with fields")
+    return [{field: _plain(value) for field, value in row.items() if value is not None} for row in rows]
+
+
+def _is_empty(cell: object) -> bool:
+    return cell is pd.NA or (isinstance(cell, float) and math.isnan(cell))
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401  # whatever JSON, a table or Parquet brings
+    """Return *value* with numpy's scalars and arrays as Python's own."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,149 @@
+"""Chat tokenizer: messages and prompts to token ids, equal to those of transformers."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from tokenizers import Tokenizer
+
+from .chat_template import compile_template
+from .request import Message, refuse, require_whole_characters
+
+ORDINARY = (
+    r"<0x[0-9A-F]{2}>|</?([abipsu]|blockquote|br|caption|code|div|em|h[1-6]|hr|img|li|ol|pre|span|strong|sub|sup|table"
+    r"|tbody|td|tfoot|th|thead|tr|ul)>"
+)
+"""Added tokens that look like control tokens and are part of ordinary text: bytes and the tags of HTML."""
+
+BREAK = "\ufdd0\ufdd1"
+"""Goes into look-alikes of control tokens, so that the tokenizer does not see them: two Unicode noncharacters."""
+
+
+def looks_like_control(token: str) -> bool:
+    """Return whether an added token of a tokenizer is a mark such as <tool_call>, special or not, and no mere text.
+
+    Tokenizers also add runs of white space, words, bytes (<0x0A>) and the tags of HTML, which are part of ordinary
+    text: their ids have to stay those of transformers.
+    """
+    return bool(re.fullmatch(r"<\S{2,}>|\[\S{2,}\]", token)) and not re.fullmatch(ORDINARY, token)
+
+
+class ChatTokenizer:
+    """The tokenizer and chat template of a model folder: ids and text equal to those of transformers.
+
+    One difference is on purpose: in a message, text that looks like a control token, such as <|end|>, stays text.
+    The author of a message must not be able to end it and begin another in a role of their choice.
+    """
+
+    def __init__(self, folder: Path, template_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Read the files in *folder*; the chat template always gets the variables *template_kwargs*."""
+        spec = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        special = [token for token in spec["added_tokens"] if token["special"]]
+        marks = [token for token in spec["added_tokens"] if looks_like_control(token["content"])]
+        self._tokenizer = _tokenizer(spec, [*special, *marks])
+        # Phi-3 lists </s> among its ordinary added tokens.
+        control = {"<s>", "</s>"}.union(token["content"] for token in special if len(token["content"]) > 1)
+        # Templates look for marks such as </think> in what the assistant said, and often leave out the text before.
+        self._control = {"assistant": _any_of(control)}
+        self._control["user"] = self._control["system"] = _any_of(control.union(token["content"] for token in marks))
+
+        self._special_ids = frozenset(token["id"] for token in special)
+        byte_tokens = (self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        self.byte_ids = frozenset(token for token in byte_tokens if token is not None)
+
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        self.named_tokens = _named_tokens(config)
+        self._template_kwargs = dict(template_kwargs or {})
+        source = _template_source(folder, config)
+        self._template = compile_template(source) if source else None
+
+    def encode_chat(self, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+        """Return the ids of *messages* under the chat template, up to where the assistant answers.
+
+        Raises MlflowException if the template is missing, refuses the messages or leaves out a system message.
+        """
+        if self._template is None:
+            refuse("messages: this model has no chat template; log it with interface=prompt")
+        safe = [{key: self._disarm(value, message["role"]) for key, value in message.items()} for message in messages]
+        try:
+            prompt = self.render(safe, template_kwargs)
+        except (TemplateError, TypeError) as error:  # TypeError: a variable of chat_template_kwargs of a wrong type
+            refuse(f"messages: the model's chat template says: {error}")
+        for index, message in enumerate(safe):
+            # A template without a system role either raises or ignores it. Compare with another text, not with no
+            # message: without one, some templates write a system message of their own, which may be the very same.
+            other = {**message, "content": f"{message['content']}x"}
+            with contextlib.suppress(TemplateError, TypeError):
+                changed = [*safe[:index], other, *safe[index + 1 :]]
+                if message["role"] == "system" and self.render(changed, template_kwargs) == prompt:
+                    refuse(f"messages[{index}].role='system' is one that the model's chat template leaves out")
+        require_whole_characters("chat_template_kwargs", prompt)  # messages were checked before
+        return list(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Return the ids of raw text, control tokens included, with one BOS token where the model has one."""
+        bos = self.named_tokens.get("bos_token")
+        has_bos = bos is not None and prompt.startswith(bos)
+        return list(self._tokenizer.encode(prompt, add_special_tokens=not has_bos).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of *ids* without control tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def has_text(self, token: int) -> bool:
+        """Return whether *token* is shown: neither a control token nor one that only fills up the vocabulary."""
+        return token not in self._special_ids and self._tokenizer.id_to_token(token) is not None
+
+    def render(self, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None = None) -> str:
+        """Return *messages* as the checkpoint's chat template writes them: a prompt, as interface=prompt takes it."""
+        assert self._template is not None
+        variables = {**self.named_tokens, **self._template_kwargs, **(template_kwargs or {})}
+        return self._template.render(
+            **variables, messages=messages, tools=None, documents=None, add_generation_prompt=True
+        )
+
+    def _disarm(self, text: str, role: str) -> str:
+        control = self._control[role]
+        while control.search(text):  # again: breaking one look-alike may uncover one that overlaps it
+            text = control.sub(lambda match: match[0][0] + BREAK + match[0][1:], text)
+        return text
+
+
+def _tokenizer(spec: dict[str, Any], control: list[dict[str, Any]]) -> Tokenizer:
+    """Return the tokenizer of *spec* (tokenizer.json) that removes BREAK after it has looked for *control* tokens."""
+    # The tokenizer looks for control tokens in the raw text and normalises the text between them. Its normaliser
+    # removes BREAK first, so a look-alike becomes whole again once that is safe.
+    remove = {"type": "Replace", "pattern": {"String": BREAK}, "content": ""}
+    others = [spec["normalizer"]] if spec.get("normalizer") else []
+    spec["normalizer"] = {"type": "Sequence", "normalizers": [remove, *others]}
+    for token in control:
+        token["normalized"] = False  # True: looked for after normalising
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))  # the longest first
+
+
+def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """Return the tokens that a template may ask for by name, such as bos_token."""
+    named = {}
+    for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
+        if token := config.get(f"{name}_token"):
+            named[f"{name}_token"] = token["content"] if isinstance(token, dict) else token
+    return named
+
+
+def _template_source(folder: Path, config: dict[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    source = file.read_text(encoding="utf-8") if file.exists() else config.get("chat_template")
+    if isinstance(source, list):
+        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+    return source
