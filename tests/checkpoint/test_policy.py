@@ -9,9 +9,11 @@ from mlflow.models import Model
 from tokenizers import Tokenizer
 
 from steps.build_pipeline_wrapper import log_pipeline
-from steps.checkpoint.onnx_export import build_onnx, recipe_of
+from steps.checkpoint.onnx_export import build_onnx
+from steps.checkpoint.onnx_recipes import Recipe
 from steps.checkpoint.policy import end_tokens, generation_config, neutral_options, not_applied, only_needed
 from steps.config.command_line import compose_config
+from steps.config.schema import ExecutionProvider
 from steps.logged_models.logged_model import logged_folder
 from tests.checkpoint.test_checks import change, checkpoint, llama
 from tests.families import FAMILIES, save_checkpoint
@@ -83,8 +85,7 @@ def test_both_wrappers_have_the_ids_and_the_end_tokens_of_the_checkpoint(store: 
     assert len(ends) > 1
 
     options = compose_config(["onnx=fp32_cpu"])
-    onnx = options.build_onnx_wrapper
-    build_onnx(folder, tmp_path / "onnx", recipe_of(onnx), onnx.execution_provider, tmp_path / "log")
+    build_onnx(folder, tmp_path / "onnx", Recipe("fp32", "fp32"), ExecutionProvider.cpu, tmp_path / "log")
     built = Tokenizer.from_file(str(tmp_path / "onnx" / "tokenizer.json"))
     assert built.encode("hello world", add_special_tokens=False).ids == ids
     assert built.decode(ids) == "hello world"
