@@ -76,7 +76,7 @@ def mended(snapshot: Path, folder: Path) -> Path:
     These say which layers have a sliding window, which tokens end an answer, and that tokenizer.json is followed.
     """
     link_files(snapshot, folder)
-    config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if lacking := layer_types(config) | one_limit(config):
         replace_json(folder / "config.json", config | lacking)
     replace_json(folder / "generation_config.json", generation_config(snapshot))
