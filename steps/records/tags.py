@@ -26,11 +26,17 @@ REUSED_FROM = "reused_from."
 SNAPSHOT_BYTES = "fetch_model.snapshot.bytes"
 """The metric of fetch_model that says how large the checkpoint is."""
 
+RECIPE = "onnx.recipe"
+"""Which recipe onnx=auto chose: on the run of build_onnx_wrapper, and on a registered version."""
+
 VERDICT = "verdict"
 """The verdict of evaluate's gates."""
 
 GATES_DIGEST = "gates.sha256"
 """The hash of gates.json; on a run of evaluate and on a registered version."""
+
+END_TOKENS = "end_tokens"
+"""The ids of the tokens that end an answer, as a list in JSON: on the runs of both build steps."""
 
 CONTENT = "model.sha256"
 """The hash of a logged model's files; on the run of a build step and on a registered version."""
