@@ -1,7 +1,7 @@
 """evaluate: reads the two logged models; writes metrics, `predictions.jsonl`, `gates.json`, plots and `report.html`.
 
-Both are loaded as a user would load them, asked the same questions, scored, and judged by `evaluate.gates`. The run
-fails, and with it the chain, when a gate does not pass.
+It loads both as a user would, asks them the same questions, scores the answers, and judges the figures by
+`evaluate.gates`. The run fails, and with it the chain, when a gate does not pass.
 """
 
 import json
@@ -21,22 +21,24 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from steps.config.schema import CANDIDATES, REFERENCE, Config, Evaluate, project_path
+from steps.evaluation.cost import by_prompt_length
 from steps.evaluation.gates import PASSED, Verdict, judge, overall, read_gates
-from steps.evaluation.latency import by_prompt_length
-from steps.evaluation.metrics import measure
+from steps.evaluation.metrics import Metrics, flatten, measure
 from steps.evaluation.predictions import Prediction, score
 from steps.evaluation.tasks import Example, read_examples
 from steps.extras.lm_eval import check_harness, measure_harness
+from steps.extras.lm_eval_metrics import Results as Harness
 from steps.extras.lm_eval_metrics import harness_metrics, write_harness
 from steps.logged_models.logged_model import checked_model
 from steps.logged_models.process import candidate
 from steps.measurement.measure import Measurements, measure_candidates
 from steps.records.artifacts import GATES, REPORT, SUMMARY, TABLE
-from steps.records.errors import StepError
+from steps.records.errors import StepError, first_line
 from steps.records.files import hash_file, hash_text
 from steps.records.step import Inputs, Outputs
 from steps.records.tags import DIGEST, GATES_DIGEST, VERDICT
-from steps.report.results import write_results
+from steps.report.files import write_results
+from steps.report.results import Results
 
 
 def run(config: Config, inputs: Inputs) -> Outputs:
@@ -53,51 +55,56 @@ def run(config: Config, inputs: Inputs) -> Outputs:
         # They load side by side.
         loading = {name: stack.enter_context(candidate(name, folder)) for name, (_uri, folder) in models.items()}
         check_harness(options.harness)
-        found = measure_candidates(loading, REFERENCE, examples, options, config.seed)
+        found = measure_candidates(loading, REFERENCE, examples, options)
         harness = measure_harness(loading, options.harness, config.seed)
         predictions = score(examples, found.answers)
-        also = found.figures | harness_metrics(harness, REFERENCE, config.seed)
-        metrics = measure(predictions, REFERENCE, config.seed, also=also)
+        metrics = measure(predictions, found.measured, REFERENCE, config.seed)
+        for name, figures in harness_metrics(harness, REFERENCE, config.seed).items():
+            metrics[name] |= figures
         ids = {name: Model.load(str(folder)).model_id for name, (_uri, folder) in models.items()}
         log_measurements(found, metrics, ids)
         log_data(examples, predictions, options)
-        verdicts = judge(metrics, gates)
-        results = work / "results"
-        results.mkdir()
-        write_results(results, predictions, metrics, verdicts, found, config, provenance(runs, models, config))
-        write_harness(results / "harness", harness)
-        mlflow.log_artifacts(str(results))
-        gates_digest = hash_file(results / GATES)
-    mlflow.set_tags({VERDICT: overall(verdicts), GATES_DIGEST: gates_digest})
-    return hand_over(verdicts, judgement(gates_digest, runs))
+        results = Results(
+            title=f"{config.model.name}: {' and '.join(list(models)[1:])} measured against {REFERENCE}",
+            reference=REFERENCE,
+            predictions=predictions,
+            metrics=metrics,
+            verdicts=judge(flatten(metrics), gates),
+            fidelity={name: own.fidelity for name, own in found.measured.items() if own.fidelity},
+            timings=[timing for own in found.measured.values() for timing in own.timings],
+            method=method(options, found),
+            provenance=provenance(runs, models, config),
+        )
+        gates_digest = log_results(results, harness, work / "results")
+    mlflow.set_tags({VERDICT: overall(results.verdicts), GATES_DIGEST: gates_digest})
+    return hand_over(results.verdicts, judgement(gates_digest, runs))
 
 
 def fetched(uri: str, folder: Path) -> Path:
-    """Return the folder of the model at *uri*, which is copied to *folder*. Raises StepError when there is none."""
+    """Copy the model at *uri* to *folder*; return its folder. Raises StepError when there is none."""
     folder.mkdir()
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
-        fact = str(error).splitlines()[0]
-        msg = f"evaluate.candidates names {uri}, which cannot be had: {fact}"
+        msg = f"evaluate.candidates names {uri}, which cannot be fetched ({first_line(error)}): check the URI"
         raise StepError(msg) from error
 
 
-def log_measurements(found: Measurements, metrics: Mapping[str, float], model_ids: Mapping[str, str | None]) -> None:
+def log_measurements(found: Measurements, metrics: Metrics, model_ids: Mapping[str, str | None]) -> None:
     """Log *metrics*, and the series over prompt lengths, each linked to the logged model of its candidate.
 
-    What is not finite is the run's alone: of a logged model MLflow would show NaN as 0, and infinity as a number.
+    A value that is not finite is logged for the run alone: for a logged model MLflow shows NaN as 0, and infinity as a
+    number.
     """
     mlflow.set_tags({f"threads.{name}": str(threads) for name, threads in found.threads.items()})
+    mlflow.set_tags({f"dtype.{name}": dtype for name, dtype in found.dtypes.items()})
     for name, model_id in model_ids.items():
-        own = {metric: value for metric, value in metrics.items() if metric.startswith(f"{name}.")}
+        own = flatten({name: metrics[name]})
         finite = {metric: value for metric, value in own.items() if math.isfinite(value)}
         mlflow.log_metrics(finite, model_id=model_id)
         mlflow.log_metrics({metric: value for metric, value in own.items() if metric not in finite})
-        for tokens, values in by_prompt_length(
-            [timing for timing in found.timings if timing.candidate == name]
-        ).items():
-            mlflow.log_metrics(values, step=tokens, model_id=model_id)
+        for tokens, medians in by_prompt_length(found.of(name).timings).items():
+            mlflow.log_metrics(flatten({name: medians}), step=tokens, model_id=model_id)
 
 
 def log_data(examples: Sequence[Example], predictions: Sequence[Prediction], options: Evaluate) -> None:
@@ -135,8 +142,17 @@ def _table_row(prediction: Prediction) -> dict[str, object]:
     return row
 
 
+def log_results(results: Results, harness: Mapping[str, Harness], folder: Path) -> str:
+    """Write *results*, and what the *harness* found, to *folder*, and log it; return the hash of gates.json."""
+    folder.mkdir()
+    write_results(folder, results)
+    write_harness(folder / "harness", harness)
+    mlflow.log_artifacts(str(folder))
+    return hash_file(folder / GATES)
+
+
 def judgement(gates_digest: str, runs: Mapping[str, Run]) -> str:
-    """Return the digest of what was judged and how: two builds can have the same gates.json, and are not one."""
+    """Return the hash of what was judged and how: two different builds can have the same gates.json."""
     return hash_text("\n".join([gates_digest, *(f"{name} {run.data.tags[DIGEST]}" for name, run in runs.items())]))
 
 
@@ -151,8 +167,28 @@ def hand_over(verdicts: Sequence[Verdict], digest: str) -> Outputs:
     return Outputs({name: f"runs:/{run_id}/{file}" for name, file in files.items()}, digest)
 
 
+def method(options: Evaluate, found: Measurements) -> dict[str, str]:
+    """Return how it was measured, for the report."""
+    fidelity, cost = options.fidelity, options.cost
+    return {
+        "Task": options.task,
+        "Examples": str(len(found.answers[REFERENCE])),
+        "Scorer": options.scorer or "the one that the task names for each example",
+        "Longest answer": f"{options.max_tokens} tokens, greedy",
+        "Order": f"each candidate in a process of its own, in turns; the first {options.timed_examples} questions one "
+        "at a time, after a warm-up, the rest in batches",
+        "Probabilities": f"of the task's answers{f' and {fidelity.text}' if fidelity.text else ''}, "
+        f"at most {fidelity.context} tokens at a time, on the token ids of {REFERENCE}",
+        "Times": f"{cost.repeats} calls for each of {cost.prompt_lengths} prompt tokens by {cost.batches} prompts, "
+        f"at most {cost.new_tokens} new tokens; to the first token: a call for one token",
+        "Threads": ", ".join(f"{name} {count}" for name, count in found.threads.items()),
+        "Computed in": ", ".join(f"{name} {dtype}" for name, dtype in found.dtypes.items()) or "unknown",
+        "Failures": "; ".join(found.failures) or "none",
+    }
+
+
 def provenance(runs: Mapping[str, Run], models: Mapping[str, tuple[str, Path]], config: Config) -> dict[str, str]:
-    """Return what the report says of where its figures come from."""
+    """Return what was measured, for the report: models, code, machine, versions."""
     tags = active_run().data.tags
     packages = {name.removeprefix("version."): value for name, value in tags.items() if name.startswith("version.")}
     return {

@@ -1,4 +1,4 @@
-"""The step around the evaluation: which questions, in whose words, and what the terminal shows."""
+"""The step around the evaluation: which questions, in whose words."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,6 @@ from steps.evaluate import judgement, log_measurements
 from steps.measurement.measure import Measurements
 from steps.records.errors import ConfigError
 from steps.records.tags import DIGEST
-from steps.report.results import scores, summary
 from tests.conftest import ROOT, examples_of, run
 
 
@@ -45,7 +44,7 @@ def test_a_limit_takes_the_first_questions() -> None:
 
 
 def test_a_scorer_of_the_configuration_replaces_those_of_the_task() -> None:
-    examples = examples_of(options("evaluate=capitals_in_any_words"))
+    examples = examples_of(options("evaluate=general"))
     assert {example.scorer for example in examples} == {"contains"}
 
 
@@ -76,28 +75,12 @@ def test_a_task_with_a_line_that_is_no_question_stops_the_chain_before_it_starts
     assert not store.exists()
 
 
-def test_the_summary_puts_the_candidates_side_by_side() -> None:
-    metrics = {"pipeline.task.accuracy": 1.0, "onnx.task.accuracy": 0.5, "old.task.accuracy": 0.25}
-    lines = summary(metrics, ["pipeline", "onnx", "old"]).splitlines()
-    assert lines[0].split() == ["pipeline", "onnx", "old"]
-    assert lines[1].split() == ["Right", "answers", "100.0", "%", "50.0", "%", "25.0", "%"]
-
-
-def test_the_scores_are_a_table_in_markdown_with_intervals() -> None:
-    metrics = {"onnx.task.accuracy": 0.5, "onnx.task.accuracy_low": 0.4, "onnx.task.accuracy_high": 0.6}
-    assert scores(metrics).splitlines() == [
-        "| | pipeline | onnx |",
-        "|---|---|---|",
-        "| Right answers |  | 50.0\u00a0% (40.0 to 60.0\u00a0%) |",
-    ]
-
-
 def test_what_is_not_finite_is_a_metric_of_the_run_and_of_no_model(store: str) -> None:
-    figures = {"onnx.fidelity.kl_mean": math.nan, "onnx.fidelity.kl_max": math.inf, "onnx.task.accuracy": 0.5}
+    figures = {"fidelity.kl_mean": math.nan, "fidelity.kl_max": math.inf, "task.accuracy": 0.5}
     with mlflow.start_run():
         model = mlflow.initialize_logged_model(name="onnx")
     with mlflow.start_run() as active:
-        log_measurements(Measurements(), figures, {"onnx": model.model_id})
+        log_measurements(Measurements(), {"onnx": figures}, {"onnx": model.model_id})
     client = MlflowClient(store)
     linked = {metric.key: metric.value for metric in client.get_logged_model(model.model_id).metrics or []}
     assert linked == {"onnx.task.accuracy": 0.5}

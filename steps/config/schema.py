@@ -189,7 +189,8 @@ class Evaluate:
     """`task`: a JSON Lines file of questions, relative to the project; `limit`: number of questions.
 
     `scorer`: overrides the scorer of every question. `candidates`: further models to measure against the reference, by
-    name. `contract_examples`: number of questions on which the signature is checked. `gates`: by name, the fields of a
+    name. `timed_examples`: number of questions that are asked one at a time, and timed; the rest goes in batches.
+    `contract_examples`: number of questions on which the signature is checked. `gates`: by name, the fields of a
     `steps.evaluation.gates.Gate`.
     """
 
@@ -198,6 +199,7 @@ class Evaluate:
     limit: int | None
     max_tokens: int
     candidates: dict[str, str]
+    timed_examples: int
     contract_examples: int
     fidelity: Fidelity
     cost: Cost

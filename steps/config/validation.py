@@ -101,6 +101,7 @@ def _check_evaluate(evaluate: Evaluate) -> None:
     for key, value in {
         "max_tokens": evaluate.max_tokens,
         "limit": evaluate.limit,
+        "timed_examples": evaluate.timed_examples,
         "contract_examples": evaluate.contract_examples,
         "cost.new_tokens": evaluate.cost.new_tokens,
         "cost.repeats": evaluate.cost.repeats,

@@ -1,14 +1,19 @@
-"""Questions, scores, statistics and gates: functions of files and numbers. A candidate is a function too.
+"""Measure candidates on a task, and judge the figures: plain functions over texts and numbers.
 
-tasks.py        the questions: JSON Lines of messages, each with a reference and a scorer
-asking.py       ask one candidate every question, and time each answer
-scoring.py      whether one answer is right
-choices.py      multiple choice: the choice that the model finds likeliest
-predictions.py  the answers of all candidates side by side, scored
-contract.py     whether a candidate does what its signature promises
-fidelity.py     how close a build's probabilities are to its reference's
-latency.py      how long generation takes, by prompt length and batch
-statistics.py   estimates with 95 % intervals
-metrics.py      all figures of a candidate, by name
-gates.py        limits on figures, and the verdict
+In the order of use:
+
+tasks.py        the questions, from JSON Lines
+asking.py       ask a candidate, one question at a time or several together
+choices.py      multiple choice by likelihood
+scoring.py      is one answer right?
+predictions.py  all answers side by side; area `task`
+contract.py     does a candidate do what its signature says? area `contract`
+integrity.py    was everything answered, with the right token ids? area `integrity`
+fidelity.py     are a build's probabilities the reference's? area `fidelity`
+cost.py         how fast, how large? area `cost`
+statistics.py   intervals
+metrics.py      all figures together, with their labels and units
+gates.py        the limits that decide
+
+Nothing here knows MLflow, Hydra or a model: a candidate is a function from request to response.
 """

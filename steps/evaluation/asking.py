@@ -1,4 +1,4 @@
-"""Ask one candidate every example of a task, and time each answer."""
+"""Ask one candidate the examples of a task: one at a time, each answer timed, or several together."""
 
 import sys
 import time
@@ -9,9 +9,13 @@ from typing import Any, TextIO
 from steps.evaluation.choices import likeliest
 from steps.evaluation.scoring import CHOOSING
 from steps.evaluation.tasks import Example
+from steps.records.errors import in_one_line
 
 Predict = Callable[[dict[str, Any]], Mapping[str, Any]]
 """A candidate: from a Chat Completions request to its response."""
+
+PredictTogether = Callable[[Sequence[list[dict[str, str]]], Mapping[str, Any]], Sequence[Mapping[str, Any]]]
+"""A candidate that computes several chats as one batch, all with the same options: from these to their responses."""
 
 Likelihoods = Callable[[Example], dict[str, float]]
 """A candidate as one that chooses: from an example to the log-probability of each of its choices."""
@@ -19,19 +23,23 @@ Likelihoods = Callable[[Example], dict[str, float]]
 OnAnswer = Callable[[int, int], None]
 """Called after every answer with how many are done and how many there are."""
 
+MOST_TOGETHER, TOGETHER_TOKENS = 32, 4_096
+"""The most examples in a batch, and the most tokens of a batch, padding and answers included: bounds its memory."""
+
 
 @dataclass(frozen=True)
 class Answer:
-    """What a candidate said to one example in *seconds* of wall time; no text when *error* is set.
+    """A candidate's answer to one example; no text when *error* is set.
 
-    The numbers of tokens are what it said they were, if it did. Of a multiple choice, *text* is the choice taken and
-    *likelihoods* the log-probability of each, in nats.
+    *seconds* of wall time, or None where it was computed together with others. The numbers of tokens are those that the
+    candidate reported, if it did. For a multiple choice, *text* is the choice taken and *likelihoods* has the
+    log-probability of each, in nats.
     """
 
     example_id: str
     text: str
     completion_tokens: int | None
-    seconds: float
+    seconds: float | None
     error: str | None = None
     likelihoods: dict[str, float] | None = None
     prompt_tokens: int | None = None
@@ -42,46 +50,13 @@ class Answer:
         return self.error is None and bool(self.text.strip())
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A candidate's answers, and the seconds of its very first one, a warm-up that is not among them."""
-
-    first_answer_seconds: float
-    answers: list[Answer]
-
-
-def ask(
-    predict: Predict,
-    examples: Sequence[Example],
-    options: Mapping[str, Any],
-    *,
-    likelihoods: Likelihoods | None = None,
-    warmup: int = 1,
-    on_answer: OnAnswer | None = None,
-) -> Asked:
-    """Return the answers of *predict* to *examples*, in their order; *likelihoods* answers what is multiple choice.
-
-    *options* join every request (`max_tokens`, `temperature`). Beforehand the first example is asked *warmup*
-    times without being counted. A crash or a malformed response is that answer's error, and the rest go on.
-    """
-    first: float | None = None
-    for _ in range(warmup):
-        answer = ask_one(predict, examples[0], options, likelihoods)
-        first = answer.seconds if first is None else first
-    answers = []
-    for example in examples:
-        answers.append(ask_one(predict, example, options, likelihoods))
-        if on_answer is not None:
-            on_answer(len(answers), len(examples))
-    return Asked(answers[0].seconds if first is None else first, answers)
-
-
 def ask_one(
     predict: Predict, example: Example, options: Mapping[str, Any], likelihoods: Likelihoods | None = None
 ) -> Answer:
-    """Return the answer of *predict*, or of *likelihoods*, to *example*; whatever goes wrong is the answer's error."""
-    # Copies: a candidate that changes its request must not change what the next one is asked.
-    request = {"messages": [dict(message) for message in example.messages], **options}
+    """Return the answer of *predict* to *example*, timed; *likelihoods* answers a multiple choice.
+
+    *options* join the request (`max_tokens`, `temperature`). A crash or a malformed response is the answer's error.
+    """
     started = time.perf_counter()
     try:
         if example.scorer in CHOOSING:
@@ -89,18 +64,44 @@ def ask_one(
             found = likelihoods(example)
             seconds = time.perf_counter() - started
             return Answer(example.id, likeliest(found, example.scorer), None, seconds, likelihoods=found)
-        response = predict(request)
+        response = predict({"messages": _copied(example), **options})
         seconds = time.perf_counter() - started
-        text, prompt, completion = _content(response), _tokens(response, "prompt"), _tokens(response, "completion")
+        return _answer(example, response, seconds)
     except Exception as error:  # noqa: BLE001  any failure of a candidate is a finding, not our end
         seconds = time.perf_counter() - started
         return Answer(example.id, "", None, seconds, in_one_line(error))
-    return Answer(example.id, text, completion, seconds, prompt_tokens=prompt)
 
 
-def in_one_line(error: Exception) -> str:
-    """Return *error* in one line: what a candidate, or a task's code, raises can be anything, of any length."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+def ask_together(predict: PredictTogether, examples: Sequence[Example], options: Mapping[str, Any]) -> list[Answer]:
+    """Return the answers of *predict* to *examples*, in their order, computed as one batch and not timed.
+
+    Where the batch fails, each example is asked on its own: one bad request must not cost the others their answers.
+    """
+    try:
+        responses = predict([_copied(example) for example in examples], options)
+        return [_answer(example, response, None) for example, response in zip(examples, responses, strict=True)]
+    except Exception as error:  # noqa: BLE001  see ask_one
+        if len(examples) > 1:
+            return [answer for example in examples for answer in ask_together(predict, [example], options)]
+        return [Answer(examples[0].id, "", None, None, in_one_line(error))]
+
+
+def batches(examples: Sequence[Example], max_tokens: int) -> list[list[Example]]:
+    """Return *examples* in batches of at most MOST_TOGETHER examples and TOGETHER_TOKENS tokens.
+
+    A character counts as a token: too many in most languages, and never too few.
+    """
+    found: list[list[Example]] = []
+    longest = 0
+    for example in examples:
+        length = sum(len(message["content"]) for message in example.messages) + max_tokens
+        longest = max(longest, length)
+        full = not found or len(found[-1]) == MOST_TOGETHER or longest * (len(found[-1]) + 1) > TOGETHER_TOKENS
+        if full:
+            found.append([])
+            longest = length
+        found[-1].append(example)
+    return found
 
 
 def progress(label: str, stream: TextIO | None = None, lines: int = 5) -> OnAnswer:
@@ -117,6 +118,17 @@ def progress(label: str, stream: TextIO | None = None, lines: int = 5) -> OnAnsw
         out.flush()
 
     return show
+
+
+def _copied(example: Example) -> list[dict[str, str]]:
+    # A candidate that changes its request must not change what the next one is asked.
+    return [dict(message) for message in example.messages]
+
+
+def _answer(example: Example, response: Mapping[str, Any], seconds: float | None) -> Answer:
+    """Return the answer that the Chat Completions *response* holds."""
+    prompt, completion = _tokens(response, "prompt"), _tokens(response, "completion")
+    return Answer(example.id, _content(response), completion, seconds, prompt_tokens=prompt)
 
 
 def _content(response: Mapping[str, Any]) -> str:

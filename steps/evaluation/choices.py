@@ -1,7 +1,7 @@
-"""Multiple choice by likelihood: of an example's choices, the one that a model finds likeliest as its answer.
+"""Multiple choice by likelihood: a model chooses the answer to which it gives the highest probability.
 
-A choice is what the assistant says next in the chat. What counts is the probability of its tokens, one after the other,
-as in EleutherAI's lm-evaluation-harness: not that of the end of the turn after them.
+The assistant's next message is one of the choices. Its score is the probability of its tokens given the chat, without
+the token that ends the turn, as in EleutherAI's lm-evaluation-harness.
 """
 
 import functools
@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import log_softmax
 
 from steps.evaluation.tasks import Example
 
@@ -30,7 +31,7 @@ def log_likelihoods(model: Model, example: Example) -> dict[str, float]:
 
     Raises ValueError for a choice that has no tokens, or no finite log-probability.
     """
-    # One is remembered: choices of one token, A to D, all follow from the chat's logits.
+    # Choices of one token, such as A to D, all need the logits of the same chat.
     logits = functools.lru_cache(maxsize=1)(model.logits)
     found = {}
     for choice in example.choices:
@@ -50,10 +51,6 @@ def log_probability(logits: npt.NDArray[np.float32], tokens: Sequence[int], star
 
     *logits*: after each of tokens[:-1] at least, [positions, vocabulary].
     """
-    from scipy.special import (
-        log_softmax,
-    )  # here: most tasks need none, and the memory of a candidate's process is measured
-
     rows = logits[start - 1 : len(tokens) - 1].astype(np.float64)
     said = np.asarray(tokens[start:])
     total = log_softmax(rows, axis=-1)[np.arange(len(said)), said].sum()

@@ -1,20 +1,28 @@
-"""Turn predictions into figures named `<candidate>.<area>.<name>`.
+"""The figures of an evaluation: their names, their labels and units, and how they are put together.
 
-Areas: `task` (is it right), `fidelity` (are its probabilities the reference's), `contract` (does it do what its
-signature says), `integrity` (was everything answered), `cost` (how fast, how large). A new area gets a module of its
-own that computes it, and its lines in `MEANINGS`.
-A figure with an interval has two neighbours, `<name>_low` and `<name>_high`.
+A metric is called `<candidate>.<area>.<name>`, and each area has one module that computes all of its figures:
+
+task       predictions   is it right?
+fidelity   fidelity      are its probabilities the reference's?
+contract   contract      does it do what its signature says?
+integrity  integrity     was everything answered, with the right token ids?
+cost       cost          how fast, how large?
+
+`measure` puts them together. A figure with an interval has two neighbours, `<name>_low` and `<name>_high`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
+from steps.evaluation.cost import Footprint, Timing, cost_metrics, cost_ratios
+from steps.evaluation.fidelity import TokenFidelity, fidelity_metrics, perplexity
+from steps.evaluation.integrity import TokenIds, integrity_metrics
+from steps.evaluation.predictions import Prediction, accuracy_metrics, comparison_metrics
+from steps.evaluation.statistics import Estimate
 
-from steps.evaluation.asking import Answer
-from steps.evaluation.predictions import Prediction
-from steps.evaluation.statistics import Estimate, flips, paired_difference, share, standard_error, with_interval
+Metrics = dict[str, dict[str, float]]
+"""The figures by candidate, then by `<area>.<name>`."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Meaning:
 MEANINGS = {
     "task.accuracy": Meaning("Right answers", "share"),
     "task.accuracy_stderr": Meaning("Standard error of right answers", "share"),
-    "task.difference": Meaning("Right answers, less the reference's", "points"),
+    "task.difference": Meaning("Difference in right answers", "points"),
     "task.lost": Meaning("Only the reference is right", "count"),
     "task.gained": Meaning("Only this candidate is right", "count"),
     "task.agreement": Meaning("Same answer as the reference", "share"),
@@ -40,7 +48,7 @@ MEANINGS = {
     "fidelity.kl_p99": Meaning("KL divergence, 99th percentile", "nats"),
     "fidelity.kl_max": Meaning("KL divergence, largest", "nats"),
     "fidelity.same_top": Meaning("Same likeliest token as the reference", "share"),
-    "fidelity.probability_change_rms": Meaning("Change of the true token's probability, root mean square", "points"),
+    "fidelity.probability_change_rms": Meaning("Change of the true token's probability (RMS)", "points"),
     "fidelity.tokens": Meaning("Tokens compared", "count"),
     "fidelity.texts": Meaning("Texts compared", "count"),
     "contract.signature": Meaning("Requests and responses fit the signature", "share"),
@@ -48,64 +56,92 @@ MEANINGS = {
     "contract.stop": Meaning("stop kept", "share"),
     "contract.repeatable": Meaning("Same answer when asked again", "share"),
     "integrity.same_tokens": Meaning("Texts with the reference's token ids", "share"),
+    "integrity.checkpoint_tokens": Meaning("Texts with the checkpoint's own token ids", "share"),
     "integrity.answered": Meaning("Examples answered", "share"),
     "integrity.errors": Meaning("Answers that ended in an error", "count"),
     "cost.seconds_p50": Meaning("Time for an answer, median", "seconds"),
     "cost.seconds_p50_ratio": Meaning("Median time, relative to the reference", "ratio"),
     "cost.seconds_p90": Meaning("Time for an answer, 90th percentile", "seconds"),
     "cost.seconds_p99": Meaning("Time for an answer, 99th percentile", "seconds"),
+    "cost.timed_answers": Meaning("Answers timed one at a time", "count"),
     "cost.answers_per_second": Meaning("Answers a second, one at a time", "rate"),
     "cost.tokens_per_second": Meaning("New tokens a second, one answer at a time", "rate"),
     "cost.first_answer_seconds": Meaning("First answer after loading", "seconds"),
     "cost.first_token_seconds_p50": Meaning("Time to the first token, median", "seconds"),
     "cost.first_token_seconds_p90": Meaning("Time to the first token, 90th percentile", "seconds"),
     "cost.first_token_seconds_p99": Meaning("Time to the first token, 99th percentile", "seconds"),
-    "cost.token_seconds_p50": Meaning("Time of each token after it, median", "seconds"),
-    "cost.token_seconds_p90": Meaning("Time of each token after it, 90th percentile", "seconds"),
-    "cost.token_seconds_p99": Meaning("Time of each token after it, 99th percentile", "seconds"),
-    "cost.call_seconds_per_token_p50": Meaning("Time of a call by its new tokens, median", "seconds"),
+    "cost.token_seconds_p50": Meaning("Time per later token, median", "seconds"),
+    "cost.token_seconds_p90": Meaning("Time per later token, 90th percentile", "seconds"),
+    "cost.token_seconds_p99": Meaning("Time per later token, 99th percentile", "seconds"),
+    "cost.call_seconds_per_token_p50": Meaning("Time of a call per new token, median", "seconds"),
     "cost.call_seconds_per_token_p50_ratio": Meaning("The same, relative to the reference", "ratio"),
-    "cost.call_seconds_per_token_p90": Meaning("Time of a call by its new tokens, 90th percentile", "seconds"),
-    "cost.call_seconds_per_token_p99": Meaning("Time of a call by its new tokens, 99th percentile", "seconds"),
-    "cost.timed_calls": Meaning("Calls that these times are taken from", "count"),
-    "cost.load_seconds": Meaning("Loading, while the other candidates load too", "seconds"),
-    "cost.peak_memory_bytes": Meaning("Most memory of its processes", "bytes"),
-    "cost.peak_memory_bytes_ratio": Meaning("Most memory, relative to the reference", "ratio"),
+    "cost.call_seconds_per_token_p90": Meaning("Time of a call per new token, 90th percentile", "seconds"),
+    "cost.call_seconds_per_token_p99": Meaning("Time of a call per new token, 99th percentile", "seconds"),
+    "cost.timed_calls": Meaning("Calls timed", "count"),
+    "cost.load_seconds": Meaning("Loading, beside the other candidates", "seconds"),
+    "cost.peak_memory_bytes": Meaning("Peak memory of its processes", "bytes"),
+    "cost.peak_memory_bytes_ratio": Meaning("Peak memory, relative to the reference", "ratio"),
     "cost.size_bytes": Meaning("Size on disk", "bytes"),
     "cost.size_bytes_ratio": Meaning("Size on disk, relative to the reference", "ratio"),
 }
 
-RATIOS = ("cost.seconds_p50", "cost.call_seconds_per_token_p50", "cost.size_bytes", "cost.peak_memory_bytes")
-"""Of these, every candidate also gets `<name>_ratio`: its figure divided by the reference's."""
+
+@dataclass
+class Measured:
+    """What was measured of one candidate, beside its answers. What could not be measured is None or empty."""
+
+    footprint: Footprint = field(default_factory=Footprint)
+    timings: list[Timing] = field(default_factory=list)
+    contract: dict[str, float] = field(default_factory=dict)
+    token_ids: TokenIds = field(default_factory=TokenIds)
+    fidelity: TokenFidelity | None = None
 
 
-def measure(
-    predictions: Sequence[Prediction], reference: str, seed: int, also: Mapping[str, float] | None = None
-) -> dict[str, float]:
-    """Return the metrics of every candidate in *predictions*, compared with the candidate *reference*.
+def measure(predictions: Sequence[Prediction], measured: Mapping[str, Measured], reference: str, seed: int) -> Metrics:
+    """Return the figures of every candidate in *predictions*, compared with the candidate *reference*.
 
-    *also* are figures that the caller measured, by full name (`onnx.cost.size_bytes`). What cannot be
-    computed, such as the time of a candidate that answered nothing, is left out. *seed* is the bootstrap's.
+    A figure that cannot be computed is left out, such as the time of a candidate that answered nothing. *seed* is the
+    bootstrap's.
     """
-    metrics = dict(also or {})
-    candidates = list(predictions[0].answers)
-    for candidate in candidates:
-        answers = [prediction.answers[candidate] for prediction in predictions]
-        figures = _integrity(answers) | _accuracy([p.right[candidate] for p in predictions]) | _cost(answers)
-        if candidate != reference:
-            figures |= _comparison(predictions, candidate, reference, seed)
-        metrics |= {f"{candidate}.{name}": value for name, value in figures.items()}
-    for candidate in candidates:
-        for name in RATIOS:
-            own, other = metrics.get(f"{candidate}.{name}"), metrics.get(f"{reference}.{name}")
-            if candidate != reference and own is not None and other:
-                metrics[f"{candidate}.{name}_ratio"] = own / other
+    metrics = {}
+    for name in predictions[0].answers:
+        own = measured.get(name) or Measured()
+        answers = [prediction.answers[name] for prediction in predictions]
+        metrics[name] = {
+            **accuracy_metrics(predictions, name),
+            **(comparison_metrics(predictions, name, reference, seed) if name != reference else {}),
+            **(fidelity_metrics(own.fidelity, seed) if own.fidelity else {}),
+            **own.contract,
+            **integrity_metrics(answers, own.token_ids),
+            **cost_metrics(own.footprint, answers, own.timings),
+        }
+    for name, figures in metrics.items():
+        if name != reference:
+            figures |= cost_ratios(figures, metrics[reference])
+    if compared := [own.fidelity for own in measured.values() if own.fidelity]:
+        metrics[reference]["fidelity.perplexity"] = perplexity(compared[0].reference_nll)
     return metrics
 
 
-def estimate(metrics: Mapping[str, float], name: str) -> Estimate:
-    """Return metric *name* with its interval, which must be among *metrics*."""
-    return Estimate(metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"])
+def flatten(metrics: Metrics) -> dict[str, float]:
+    """Return *metrics* by full name, `<candidate>.<area>.<name>`: as MLflow logs them and gates name them."""
+    return {f"{candidate}.{name}": value for candidate, figures in metrics.items() for name, value in figures.items()}
+
+
+def split_name(metric: str) -> tuple[str, str]:
+    """Return candidate and `<area>.<name>` of the full name *metric*."""
+    candidate, _, name = metric.partition(".")
+    return candidate, name
+
+
+def meaning(name: str) -> Meaning:
+    """Return what the metric `<area>.<name>` means; an unknown one is called by its name."""
+    return MEANINGS.get(name, Meaning(name, ""))
+
+
+def estimate(figures: Mapping[str, float], name: str) -> Estimate:
+    """Return the figure *name* with its interval. Raises KeyError where one of the three is missing."""
+    return Estimate(figures[name], figures[f"{name}_low"], figures[f"{name}_high"])
 
 
 def show(value: float, unit: str) -> str:
@@ -133,52 +169,3 @@ def show(value: float, unit: str) -> str:
         case _:
             text = f"{size:.6g}"
     return minus + text
-
-
-def _integrity(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return which share of *answers* has a text, and how many ended in an error."""
-    return {
-        "integrity.answered": sum(answer.answered for answer in answers) / len(answers),
-        "integrity.errors": sum(answer.error is not None for answer in answers),
-    }
-
-
-def _accuracy(right: Sequence[bool]) -> dict[str, float]:
-    """Return the share of right answers, its interval and standard error, and the number of examples."""
-    return {
-        "task.examples": len(right),
-        "task.accuracy_stderr": standard_error(right),
-        **with_interval("task.accuracy", share(right)),
-    }
-
-
-def _comparison(predictions: Sequence[Prediction], build: str, reference: str, seed: int) -> dict[str, float]:
-    """Return how *build* differs from *reference* on the same examples."""
-    ours = [prediction.right[build] for prediction in predictions]
-    theirs = [prediction.right[reference] for prediction in predictions]
-    lost, gained = flips(ours, theirs)
-    return {
-        "task.lost": lost,
-        "task.gained": gained,
-        **with_interval("task.difference", paired_difference(ours, theirs, seed)),
-        **with_interval("task.agreement", share([p.agree(build, reference) for p in predictions])),
-    }
-
-
-def _cost(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the speed of those *answers* that ended without an error; tokens only where all are counted."""
-    timed = [answer for answer in answers if answer.error is None]
-    if not timed:
-        return {}
-    seconds = [answer.seconds for answer in timed]
-    tokens = [answer.completion_tokens for answer in timed if answer.completion_tokens is not None]
-    p50, p90, p99 = np.quantile(seconds, [0.5, 0.9, 0.99])
-    figures = {
-        "cost.seconds_p50": float(p50),
-        "cost.seconds_p90": float(p90),
-        "cost.seconds_p99": float(p99),
-        "cost.answers_per_second": len(timed) / sum(seconds),
-    }
-    if len(tokens) == len(timed):
-        figures["cost.tokens_per_second"] = sum(tokens) / sum(seconds)
-    return figures

@@ -1,4 +1,4 @@
-"""Put the candidates' answers to each example side by side, scored."""
+"""The candidates' answers to each example side by side, scored; every figure of the area `task`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from steps.evaluation.asking import Answer
 from steps.evaluation.scoring import SCORERS
+from steps.evaluation.statistics import flips, paired_difference, share, standard_error, with_interval
 from steps.evaluation.tasks import Example
 
 
@@ -19,13 +20,13 @@ class Prediction:
     right: dict[str, bool]
 
     def agree(self, one: str, other: str) -> bool:
-        """Return whether both candidates answered, and the same; how it is written does not count, but for a choice."""
+        """Return whether both candidates gave the same answer, as `Example.same` compares."""
         a, b = self.answers[one], self.answers[other]
         return a.answered and b.answered and self.example.same(a.text, b.text)
 
 
 def score(examples: Sequence[Example], answers: Mapping[str, Sequence[Answer]]) -> list[Prediction]:
-    """Return a prediction for each example from every candidate's *answers*; what is not answered is wrong.
+    """Return a prediction for each example from every candidate's *answers*; an example without an answer is wrong.
 
     Raises ValueError when a candidate's answers are not those to *examples*, in their order.
     """
@@ -67,3 +68,28 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
                 },
             }
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def accuracy_metrics(predictions: Sequence[Prediction], candidate: str) -> dict[str, float]:
+    """Return the share of right answers, its interval and standard error, and the number of examples."""
+    right = [prediction.right[candidate] for prediction in predictions]
+    return {
+        "task.examples": float(len(right)),
+        "task.accuracy_stderr": standard_error(right),
+        **with_interval("task.accuracy", share(right)),
+    }
+
+
+def comparison_metrics(
+    predictions: Sequence[Prediction], candidate: str, reference: str, seed: int
+) -> dict[str, float]:
+    """Return how *candidate* differs from *reference* on the same examples."""
+    ours = [prediction.right[candidate] for prediction in predictions]
+    theirs = [prediction.right[reference] for prediction in predictions]
+    lost, gained = flips(ours, theirs)
+    return {
+        "task.lost": float(lost),
+        "task.gained": float(gained),
+        **with_interval("task.difference", paired_difference(ours, theirs, seed)),
+        **with_interval("task.agreement", share([each.agree(candidate, reference) for each in predictions])),
+    }

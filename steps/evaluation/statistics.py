@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
@@ -32,8 +33,6 @@ def share(hits: Sequence[bool]) -> Estimate:
     Unlike value ± 1.96 standard errors it stays within 0 to 1, and has a width when all hits are equal.
     """
     _require_some(hits)
-    from scipy import stats  # see bootstrap
-
     value = sum(hits) / len(hits)
     interval = stats.binomtest(sum(hits), len(hits)).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(value, min(float(interval.low), value), max(float(interval.high), value))
@@ -71,9 +70,10 @@ def paired_difference(build: Sequence[bool], reference: Sequence[bool], seed: in
 def bootstrap(
     samples: Sequence[npt.NDArray[np.float64]], statistic: Callable[..., Any], seed: int
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of statistic(*samples, axis=...); what is drawn, is drawn of each."""
-    from scipy import stats  # here: a candidate's process, whose memory is measured, imports this module too
+    """Return the percentile bootstrap interval of statistic(*samples, axis=...).
 
+    Each resample draws the same positions of all *samples*.
+    """
     interval = stats.bootstrap(
         tuple(samples),
         statistic,

@@ -1,4 +1,4 @@
-"""Turn the results of lm-evaluation-harness into metrics `<candidate>.harness.<task>.<metric>`."""
+"""Turn the results of lm-evaluation-harness into metrics `harness.<task>.<metric>` of each candidate."""
 
 import json
 import math
@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from steps.evaluation.metrics import Metrics
 from steps.evaluation.statistics import flips, paired_difference, share, with_interval
 
 Results = Mapping[str, Any]
 """What `lm_eval_model.run_harness` returns."""
 
 
-def harness_metrics(found: Mapping[str, Results], reference: str, seed: int) -> dict[str, float]:
+def harness_metrics(found: Mapping[str, Results], reference: str, seed: int) -> Metrics:
     """Return the metrics of each candidate's results, compared with the candidate *reference*.
 
     They are the harness's own metrics with their `_stderr`, and the number of `examples`. If a metric is the mean of
@@ -22,18 +23,18 @@ def harness_metrics(found: Mapping[str, Results], reference: str, seed: int) -> 
     examples.
     """
     metrics = {
-        f"{candidate}.harness.{name}": value
+        candidate: {f"harness.{name}": value for name, value in _reported(results)}
         for candidate, results in found.items()
-        for name, value in _reported(results)
     }
     right = {candidate: dict(_right(results)) for candidate, results in found.items()}
     for candidate, by_name in right.items():
+        figures = metrics[candidate]
         for name, hits in by_name.items():
-            metric, ours = f"{candidate}.harness.{name}", list(hits.values())
+            metric, ours = f"harness.{name}", list(hits.values())
             value = share(ours)
-            if not math.isclose(metrics.get(metric, math.nan), value.value, abs_tol=1e-9):
+            if not math.isclose(figures.get(metric, math.nan), value.value, abs_tol=1e-9):
                 continue  # the harness's metric is not their mean
-            metrics |= with_interval(metric, value)
+            figures |= with_interval(metric, value)
             if candidate != reference and name in right[reference]:
                 theirs = right[reference][name]
                 if theirs.keys() != hits.keys():
@@ -41,8 +42,8 @@ def harness_metrics(found: Mapping[str, Results], reference: str, seed: int) -> 
                     raise ValueError(msg)
                 pairs = [theirs[example] for example in hits]
                 lost, gained = flips(ours, pairs)
-                metrics |= {f"{metric}_lost": lost, f"{metric}_gained": gained}
-                metrics |= with_interval(f"{metric}_difference", paired_difference(ours, pairs, seed))
+                figures |= {f"{metric}_lost": lost, f"{metric}_gained": gained}
+                figures |= with_interval(f"{metric}_difference", paired_difference(ours, pairs, seed))
     return metrics
 
 

@@ -1,5 +1,7 @@
-"""A loaded model as a language model: from token ids to logits, and from text to token ids.
+"""A loaded model as a language model: from text to token ids, and from token ids to logits.
 
+Each flavour reads text with its own code: the transformers flavour with transformers' tokenizer, an ONNX model with the
+wrapper's. So a comparison of token ids compares two readers, not one reader with itself.
 In the process of a `candidate`: `loaded.run(function, loaded.folder, ...)`, where *function* asks `language_model`.
 """
 
@@ -28,12 +30,6 @@ Message = Mapping[str, str]
 class LanguageModel(ABC):
     """The very weights and the tokenizer of a logged model."""
 
-    def __init__(self, tokenizer: Path) -> None:
-        self._chat = ChatTokenizer(tokenizer)
-        self._tokenizer = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-
     @abstractmethod
     def logits(self, tokens: Sequence[int]) -> Logits:
         """Return the logits after each of *tokens*, one sequence: [positions, vocabulary].
@@ -41,74 +37,115 @@ class LanguageModel(ABC):
         Memory grows with the number of tokens: 4 bytes for each of them and each entry of the vocabulary.
         """
 
+    def logits_of(self, sequences: Sequence[Sequence[int]]) -> list[Logits]:
+        """Return the logits of each of *sequences*; a model that can, computes them as one batch."""
+        return [self.logits(tokens) for tokens in sequences]
+
     @property
     @abstractmethod
     def context(self) -> int:
         """The most tokens of one sequence."""
 
     @property
+    @abstractmethod
     def prefix(self) -> int:
-        """The id to read before a text that nothing else comes before: BOS, or EOS where there is no BOS."""
-        named = self._chat.named_tokens
-        token = named.get("bos_token") or named.get("eos_token")
-        found = self._tokenizer.token_to_id(token) if token else None
-        if found is None:
-            msg = "the tokenizer has neither a BOS nor an EOS token: a text's first token cannot be foretold"
-            raise StepError(msg)
-        return found
+        """The id to read before a text that has nothing before it: BOS, or EOS where there is no BOS.
+
+        Raises StepError when the tokenizer has neither.
+        """
+
+    @abstractmethod
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return *messages* as the chat template asks for an answer."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of *text* without special tokens: where a chat begins with BOS, its template says so."""
+
+    @property
+    @abstractmethod
+    def before_text(self) -> list[int]:
+        """The special tokens that the tokenizer puts before any text: BOS, or none."""
 
     def chat(self, messages: Sequence[Message], continuation: str) -> tuple[list[int], int]:
-        """Return the ids of *messages*, as the chat template asks for an answer, and of *continuation*, the answer.
+        """Return the ids of *messages* and of *continuation*, the answer, and the position where the answer begins.
 
-        Also where the answer begins: the position of the first id that the answer adds or changes.
+        That is the first id that the answer adds or changes.
         """
-        prompt = self._chat.render([dict(message) for message in messages])
+        prompt = self.render(messages)
         # Together: an answer that is encoded alone may begin with another token than after its prompt.
-        asked, whole = self._encode(prompt), self._encode(prompt + continuation)
+        asked, whole = self.encode(prompt), self.encode(prompt + continuation)
         pairs = zip(asked, whole, strict=False)
         return whole, next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(asked), len(whole)))
 
     def text(self, text: str) -> tuple[list[int], list[int]]:
-        """Return the ids that the model expects before any text (BOS, or none), and those of *text*."""
-        before: list[int] = self._tokenizer.encode("", add_special_tokens=True).ids
-        return before, self._encode(text)
-
-    def _encode(self, text: str) -> list[int]:
-        # Without special tokens: where a chat begins with BOS, its template says so.
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        """Return the special tokens before any text, and the ids of *text*."""
+        return self.before_text, self.encode(text)
 
 
 class TorchModel(LanguageModel):
-    """A model of the transformers flavour: the weights that MLflow has loaded, in their dtype."""
+    """A model of the transformers flavour: the weights that MLflow has loaded, and transformers' own tokenizer."""
 
-    def __init__(self, model: Any, tokenizer: Path) -> None:  # noqa: ANN401  transformers has no types
-        super().__init__(tokenizer)
-        self._model = model
+    def __init__(self, model: Any, tokenizer: Any) -> None:  # noqa: ANN401  transformers has no types
+        self._model, self._tokenizer = model, tokenizer
 
     def logits(self, tokens: Sequence[int]) -> Logits:
         """See LanguageModel."""
+        return self.logits_of([tokens])[0]
+
+    def logits_of(self, sequences: Sequence[Sequence[int]]) -> list[Logits]:
+        """See LanguageModel: one batch."""
         import torch
 
+        # On the right, where no earlier position sees it, so that it needs no mask.
+        longest = max(map(len, sequences))
+        padded = [[*tokens, *[0] * (longest - len(tokens))] for tokens in sequences]
         with torch.inference_mode():
-            ids = torch.tensor([list(tokens)], device=self._model.device)
-            return np.asarray(self._model(ids, use_cache=False).logits[0].float().cpu().numpy(), dtype=np.float32)
+            logits = self._model(torch.tensor(padded, device=self._model.device), use_cache=False).logits
+            return [
+                np.asarray(rows[: len(tokens)].float().cpu().numpy(), dtype=np.float32)
+                for rows, tokens in zip(logits, sequences, strict=True)
+            ]
 
     @property
     def context(self) -> int:
         """See LanguageModel."""
         return int(self._model.config.max_position_embeddings)
 
+    @property
+    def prefix(self) -> int:
+        """See LanguageModel."""
+        ids = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
+        return _first_known(*ids)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """See LanguageModel."""
+        chat = [dict(message) for message in messages]
+        return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+    def encode(self, text: str) -> list[int]:
+        """See LanguageModel."""
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+    @property
+    def before_text(self) -> list[int]:
+        """See LanguageModel."""
+        return list(self._tokenizer("", add_special_tokens=True).input_ids)
+
 
 class OnnxModel(LanguageModel):
     """The folder of an ONNX model, run by onnxruntime-genai, whatever its precision and device."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
         self._folder = folder
+        self._chat = ChatTokenizer(folder)
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
 
     @functools.cached_property
     def _model(self) -> Any:  # noqa: ANN401  onnxruntime-genai has no types
-        # At the first logits: who needs token ids alone needs no weights.
+        # At the first logits: whoever needs only token ids needs no weights.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime_genai as og
 
@@ -122,6 +159,25 @@ class OnnxModel(LanguageModel):
         """See LanguageModel."""
         genai = json.loads((self._folder / "genai_config.json").read_text(encoding="utf-8"))
         return int(genai["model"]["context_length"])
+
+    @property
+    def prefix(self) -> int:
+        """See LanguageModel."""
+        tokens = (self._chat.named_tokens.get(name) for name in ("bos_token", "eos_token"))
+        return _first_known(*(self._tokenizer.token_to_id(token) if token else None for token in tokens))
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """See LanguageModel."""
+        return self._chat.render([dict(message) for message in messages])
+
+    def encode(self, text: str) -> list[int]:
+        """See LanguageModel."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    @property
+    def before_text(self) -> list[int]:
+        """See LanguageModel."""
+        return list(self._tokenizer.encode("", add_special_tokens=True).ids)
 
     def logits(self, tokens: Sequence[int]) -> Logits:
         """See LanguageModel. Raises StepError when the ONNX file gives logits of the last position only."""
@@ -138,15 +194,39 @@ class OnnxModel(LanguageModel):
         return logits
 
 
+def checkpoint_tokenizer(folder: Path) -> Tokenizer | None:
+    """Return the tokenizer that the checkpoint's own tokenizer.json describes, or None where *folder* has none.
+
+    *folder* is a logged model of the transformers flavour. `model/tokenizer.json` is the checkpoint's file, byte for
+    byte; `components/tokenizer` is what transformers made of it.
+    """
+    file = folder / "model" / "tokenizer.json"
+    if not file.is_file():
+        return None
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _first_known(*ids: int | None) -> int:
+    """Return the first of *ids* that is not None. Raises StepError when all are."""
+    found = next((each for each in ids if each is not None), None)
+    if found is None:
+        msg = "the tokenizer has neither a BOS nor an EOS token: the first token of a text cannot be predicted"
+        raise StepError(msg)
+    return found
+
+
 _models: dict[Path, LanguageModel] = {}
-"""Of this process, by folder: what a second call needs is there."""
+"""The models of this process, by folder: a second call finds what the first one loaded."""
 
 
 def language_model(model: PyFuncModel, folder: Path) -> LanguageModel:
     """Return the logged model that was loaded from *folder* as a language model; the same one every time.
 
-    Of the transformers flavour it is *model*'s own weights; an ONNX model is loaded a second time, since the one inside
-    the wrapper is in a process of the wrapper's. Raises StepError for any other model.
+    A model of the transformers flavour shares the weights of *model*. An ONNX model is loaded a second time, because
+    the wrapper runs its own copy in another process. Raises StepError for any other model.
     """
     if folder not in _models:
         _models[folder] = _language_model(model, folder)
@@ -156,7 +236,8 @@ def language_model(model: PyFuncModel, folder: Path) -> LanguageModel:
 def _language_model(model: PyFuncModel, folder: Path) -> LanguageModel:
     flavours = Model.load(str(folder)).flavors
     if "transformers" in flavours:
-        return TorchModel(model.get_raw_model().model, folder / "components" / "tokenizer")
+        pipeline = model.get_raw_model()
+        return TorchModel(pipeline.model, pipeline.tokenizer)
     onnx = flavours["python_function"].get("artifacts", {}).get("onnx")
     if onnx is None:
         msg = f"the model in {folder} is neither of the transformers flavour nor has an artifact onnx: no logits"

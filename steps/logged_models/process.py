@@ -1,4 +1,4 @@
-"""A logged model in a process of its own, so that its memory is its own, and its crash not ours."""
+"""A logged model in a process of its own: its memory can be measured, and its crash does not end the step."""
 
 import contextlib
 import os
@@ -17,6 +17,7 @@ import psutil
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
+from steps.logged_models.dtype import use_fast_dtype
 from steps.logged_models.logged_model import without_bytecode
 from steps.records.errors import StepError
 from steps.safety.processes import watch
@@ -25,7 +26,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _model: PyFuncModel | None = None
-"""The model of this process, where it is a candidate's."""
+"""The model of this process, if the process is a candidate's."""
 
 
 class Candidate:
@@ -71,32 +72,34 @@ class Candidate:
 
 @contextlib.contextmanager
 def candidate(name: str, folder: Path) -> Iterator[Candidate]:
-    """Yield the model in *folder*, about to be loaded in a process that ends with this context, or with this process.
+    """Yield the model in *folder*, loading in a process of its own, which ends with this context or with this process.
 
-    Returns at once: several candidates load side by side.
+    Does not wait for loading, so that several candidates load side by side.
     """
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)) as pool:
         process = pool.submit(os.getpid)
         try:
             yield Candidate(name, folder, pool)
         finally:
-            # Not asked to end: it may be in the middle of a long answer that nobody waits for any more.
+            # Killed, not asked to end: it may be in the middle of a long answer that is no longer needed.
             with contextlib.suppress(psutil.NoSuchProcess, BrokenProcessPool):
                 psutil.Process(process.result()).kill()
 
 
 def _begin(parent: int) -> None:
-    # The parent hears of Ctrl-C too, and ends this process in good order.
+    # Ctrl-C reaches the parent too, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     watch(psutil.Process(parent))
 
 
 def _load(folder: str) -> float:
-    """Load the model of this process; return the seconds it took, imports included."""
+    """Load the model of this process; return the seconds it took, imports and a change of dtype included."""
     global _model  # one process, one model
     started = time.perf_counter()
     with without_bytecode():
         _model = mlflow.pyfunc.load_model(folder)
+        if is_pipeline(_model):
+            use_fast_dtype(_model.get_raw_model().model)
     return time.perf_counter() - started
 
 
@@ -105,7 +108,7 @@ def _call(function: Callable[..., T], args: tuple[object, ...], kwargs: dict[str
 
 
 def chat_with(model: PyFuncModel) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
-    """Return *model* as a function from a Chat Completions request to its response, whichever interface it has."""
+    """Return *model*, chat or prompt, as a function from a Chat Completions request to its response."""
 
     def predict(request: dict[str, Any]) -> Mapping[str, Any]:
         options = {key: value for key, value in request.items() if key != "messages"}
@@ -127,6 +130,33 @@ def predict_rows(
         rows = pd.DataFrame([{"messages": chat, **options} for chat in chats])
     responses: Any = model.predict(rows)
     return list(responses)
+
+
+def predict_together(
+    model: PyFuncModel, chats: Sequence[list[dict[str, str]]], options: Mapping[str, Any]
+) -> list[Mapping[str, Any]]:
+    """Return the Chat Completions responses of *model* to *chats*, computed as one batch.
+
+    MLflow's transformers flavour takes several chats, but computes one after the other. So its pipeline is asked, with
+    the prompts and options that MLflow would give it; how many tokens there were is not reported.
+    """
+    if not is_pipeline(model):
+        return predict_rows(model, chats, options)
+    pipeline = model.get_raw_model()
+    if pipeline.tokenizer.pad_token_id is None:
+        pipeline.tokenizer.pad_token = pipeline.tokenizer.eos_token
+    template = pipeline.tokenizer.apply_chat_template
+    prompts = [template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+    settings = {**model.model_config, "max_new_tokens": options["max_tokens"], "return_full_text": False}
+    # The pipeline pads on the left, and masks what it padded.
+    rows = pipeline(prompts, batch_size=len(prompts), **settings)
+    texts = [row[0]["generated_text"].lstrip() for row in rows]
+    return [{"choices": [{"message": {"role": "assistant", "content": text}}]} for text in texts]
+
+
+def is_pipeline(model: PyFuncModel) -> bool:
+    """Return whether *model* is of MLflow's transformers flavour."""
+    return "transformers" in model.metadata.flavors
 
 
 def render(model: PyFuncModel, messages: Sequence[Mapping[str, str]]) -> str:

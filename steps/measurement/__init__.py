@@ -1,5 +1,5 @@
-"""Loaded candidates, measured in turns, so that what slows one slows all.
+"""Loaded candidates, measured side by side.
 
-measure.py  in which order candidates are asked and timed, and what a failure means
-worker.py   what runs inside a candidate's process
+measure.py  in which order candidates are asked, timed and compared, and what a failure means
+worker.py   what runs in a candidate's own process
 """

@@ -1,10 +1,11 @@
-"""Several loaded candidates on the same questions, texts and prompts, in turns, so that what slows one slows all.
+"""Measure several loaded candidates on the same questions, texts and prompts.
 
-Whatever fails is noted and measured no further: its figures are missing, and a gate that asks for them fails.
+They take turns, so that what slows the machine slows all of them. A failure is a finding: it is noted, the figures are
+missing, and a gate that asks for them fails.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, product
 from typing import Concatenate, ParamSpec, TypeVar
@@ -12,11 +13,14 @@ from typing import Concatenate, ParamSpec, TypeVar
 from mlflow.pyfunc import PyFuncModel
 
 from steps.config.schema import Cost, Evaluate, project_path
-from steps.evaluation.asking import Answer, Asked, progress
-from steps.evaluation.fidelity import Text, TokenFidelity, compare, fidelity_metrics, joined, perplexity
-from steps.evaluation.latency import Timing, latency_metrics
+from steps.evaluation.asking import Answer, batches, progress
+from steps.evaluation.cost import Footprint, Timing
+from steps.evaluation.fidelity import Logits, Text, TokenFidelity, compare, joined
+from steps.evaluation.integrity import HARD_TEXTS
+from steps.evaluation.metrics import Measured
 from steps.evaluation.scoring import CHOOSING
 from steps.evaluation.tasks import Example
+from steps.logged_models.language_model import checkpoint_tokenizer
 from steps.logged_models.process import Candidate
 from steps.measurement import worker
 from steps.records.errors import in_one_line
@@ -25,31 +29,38 @@ from steps.records.files import files_below
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TURN = 20
-"""Questions that a candidate answers before it is the next one's turn."""
+TURN = 10
+"""How many examples a candidate is asked one at a time before it is the next one's turn."""
 
 COMPARES_TEXT = ("exact", "contains", "choice", "choice_norm")
-"""The scorers whose reference is an answer; that of the others is a pattern."""
+"""The scorers whose reference is an answer; for the others it is a pattern."""
+
+LOGITS_TOGETHER = 1_024
+"""The most tokens, padding included, whose logits are computed as one batch: bounds the memory."""
 
 
 @dataclass
 class Measurements:
-    """What was measured: `answers` by candidate; `figures` by full name; `fidelity` of each to the reference.
+    """What was measured, by candidate: `answers` to every example, and everything else in `measured`.
 
-    `threads`: how many each computes with. `failures`: what could not be measured, a line each.
+    `threads`: how many each computes with; `dtypes`: in which dtype, where it is PyTorch's. `failures`: a line for each
+    thing that could not be measured.
     """
 
     answers: dict[str, list[Answer]] = field(default_factory=dict)
-    figures: dict[str, float] = field(default_factory=dict)
-    fidelity: dict[str, TokenFidelity] = field(default_factory=dict)
-    timings: list[Timing] = field(default_factory=list)
+    measured: dict[str, Measured] = field(default_factory=dict)
     threads: dict[str, int] = field(default_factory=dict)
+    dtypes: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+
+    def of(self, name: str) -> Measured:
+        """Return what was measured of the candidate *name*, to be added to."""
+        return self.measured.setdefault(name, Measured())
 
     def attempt(
         self, loaded: Candidate, function: Callable[Concatenate[PyFuncModel, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T | None:
-        """Return what *function* returns in the process of *loaded*, or None, and note why, when it fails there."""
+        """Return what *function* returns in the process of *loaded*; None, with the reason noted, when it fails."""
         try:
             return loaded.run(function, *args, **kwargs)
         except Exception as error:  # noqa: BLE001  any failure of a candidate is a finding, not our end
@@ -57,62 +68,103 @@ class Measurements:
             return None
 
     def fail(self, loaded: Candidate, error: Exception) -> None:
-        """Note that *loaded* failed with *error*, and say so; the same again is not news."""
+        """Note and print that *loaded* failed with *error*, once for each different error."""
         if (failure := f"{loaded.name}: {in_one_line(error)}") not in self.failures:
             self.failures.append(failure)
             print(failure, file=sys.stderr, flush=True)
 
 
 def measure_candidates(
-    candidates: Mapping[str, Candidate], reference: str, examples: Sequence[Example], options: Evaluate, seed: int
+    candidates: Mapping[str, Candidate], reference: str, examples: Sequence[Example], options: Evaluate
 ) -> Measurements:
     """Return all that is measured of *candidates*, which are loading, against the one named *reference*."""
     found = Measurements()
     for name, loaded in candidates.items():
-        found.figures[f"{name}.cost.size_bytes"] = float(sum(p.stat().st_size for p in files_below(loaded.folder)))
-        try:
-            found.figures[f"{name}.cost.load_seconds"] = loaded.load_seconds
-        except Exception as error:  # noqa: BLE001  see attempt
-            found.fail(loaded, error)
+        measure_loading(found, name, loaded)
     chooses = any(example.scorer in CHOOSING for example in examples)
     if not chooses:
-        ask_in_turns(found, candidates, examples, options.max_tokens)
+        time_first_answers(found, candidates, examples[0], options.max_tokens)
+        ask_in_turns(found, candidates, examples, options.max_tokens, timed=options.timed_examples)
     time_in_turns(found, candidates, candidates[reference], examples, options.cost)
     for name, loaded in candidates.items():
-        memory = found.attempt(loaded, worker.peak_memory)
-        if memory is not None:
-            found.figures[f"{name}.cost.peak_memory_bytes"] = memory
+        found.of(name).footprint.peak_memory_bytes = found.attempt(loaded, worker.peak_memory)
     if chooses:
-        # Last: to show likelihoods, an ONNX model is loaded once more, whose memory is not the wrapper's.
-        ask_in_turns(found, candidates, examples, options.max_tokens)
+        # After the memory: to show likelihoods, an ONNX model is loaded once more, outside the wrapper.
+        ask_in_turns(found, candidates, examples, options.max_tokens, timed=options.timed_examples)
     few = examples[: options.contract_examples]
     for name, loaded in candidates.items():
-        if (threads := found.attempt(loaded, worker.threads)) is not None:
-            found.threads[name] = threads
         contract = found.attempt(loaded, worker.keep_contract, loaded.folder, few, options.max_tokens)
-        found.figures |= {f"{name}.{figure}": value for figure, value in (contract or {}).items()}
-    measure_fidelity(found, candidates, reference, examples, options, seed)
+        found.of(name).contract = contract or {}
+    compare_tokens(found, candidates, reference, examples)
+    measure_fidelity(found, candidates, reference, examples, options)
     return found
 
 
-def ask_in_turns(
-    found: Measurements, candidates: Mapping[str, Candidate], examples: Sequence[Example], max_tokens: int
+def measure_loading(found: Measurements, name: str, loaded: Candidate) -> None:
+    """Note size and loading time of *loaded*, and what it computes with."""
+    footprint = Footprint(size_bytes=float(sum(path.stat().st_size for path in files_below(loaded.folder))))
+    found.of(name).footprint = footprint
+    try:
+        footprint.load_seconds = loaded.load_seconds
+    except Exception as error:  # noqa: BLE001  see attempt
+        found.fail(loaded, error)
+        return
+    if (threads := found.attempt(loaded, worker.threads)) is not None:
+        found.threads[name] = threads
+    if (dtype := found.attempt(loaded, worker.dtype)) is not None:
+        found.dtypes[name] = dtype
+
+
+def time_first_answers(
+    found: Measurements, candidates: Mapping[str, Candidate], example: Example, max_tokens: int
 ) -> None:
-    """Ask all *candidates* the *examples*; who fails a turn has an error for each of its answers."""
+    """Time the very first answer of each candidate, which also warms it up."""
+    for name, loaded in candidates.items():
+        first = found.attempt(loaded, worker.ask_alone, loaded.folder, [example], max_tokens)
+        if first:
+            found.of(name).footprint.first_answer_seconds = first[0].seconds
+
+
+def ask_in_turns(
+    found: Measurements,
+    candidates: Mapping[str, Candidate],
+    examples: Sequence[Example],
+    max_tokens: int,
+    *,
+    timed: int = 0,
+) -> None:
+    """Ask all *candidates* the *examples*: the first *timed* one at a time, the rest in batches.
+
+    When a candidate fails a turn, each of its answers in that turn is an error.
+    """
     show = {name: progress(name) for name in candidates}
     found.answers |= {name: [] for name in candidates}
-    for at in range(0, len(examples), TURN):
-        turn = examples[at : at + TURN]
+    for together, turn in _turns(examples, timed, max_tokens):
         for name, loaded in candidates.items():
-            asked = found.attempt(loaded, worker.ask_some, loaded.folder, turn, max_tokens, warmup=int(at == 0))
-            if asked is None:
+            answers = found.answers[name]
+            if together:
+                given = found.attempt(loaded, worker.ask_batch, turn, max_tokens)
+            else:
+                given = found.attempt(loaded, worker.ask_alone, loaded.folder, turn, max_tokens)
+            if given is None:
                 why = next(each for each in reversed(found.failures) if each.startswith(f"{name}: "))
-                asked = Asked(0.0, [Answer(example.id, "", None, 0.0, why) for example in turn])
-            elif at == 0 and not any(example.scorer in CHOOSING for example in examples):
-                found.figures[f"{name}.cost.first_answer_seconds"] = asked.first_answer_seconds
-            found.answers[name] += asked.answers
-            for done in range(at + 1, at + len(turn) + 1):
-                show[name](done, len(examples))
+                given = [Answer(example.id, "", None, None, why) for example in turn]
+            for answer in given:
+                answers.append(answer)
+                show[name](len(answers), len(examples))
+
+
+def _turns(examples: Sequence[Example], timed: int, max_tokens: int) -> Iterator[tuple[bool, Sequence[Example]]]:
+    """Yield the examples of each turn, and whether they are asked together.
+
+    Multiple choice is always asked one at a time: nothing is generated.
+    """
+    if any(example.scorer in CHOOSING for example in examples):
+        timed = len(examples)
+    for at in range(0, len(examples[:timed]), TURN):
+        yield False, examples[at : min(timed, at + TURN)]
+    for batch in batches(examples[timed:], max_tokens):
+        yield True, batch
 
 
 def time_in_turns(
@@ -124,7 +176,7 @@ def time_in_turns(
 ) -> None:
     """Time calls of every length and batch size; the first round of each is a warm-up, and not counted.
 
-    No candidate gets a prompt twice: it may keep what it computed of one, and then only the keeping would be timed.
+    Every prompt is new to every candidate: one that keeps what it computed of a prompt would be timed too fast.
     """
     words = list(dict.fromkeys(word for example in examples for word in example.messages[-1]["content"].split()))
     number = count()
@@ -139,8 +191,23 @@ def time_in_turns(
             for name, loaded in candidates.items():
                 timed = found.attempt(loaded, worker.time_call, loaded.folder, first, whole, cost.new_tokens)
                 if timed is not None and repeat > 0:
-                    found.timings.append(Timing(name, tokens, batch, *timed))
-    found.figures |= latency_metrics(found.timings)
+                    found.of(name).timings.append(Timing(name, tokens, batch, *timed))
+
+
+def compare_tokens(
+    found: Measurements, candidates: Mapping[str, Candidate], reference: str, examples: Sequence[Example]
+) -> None:
+    """Note for each text whether a candidate's ids are those of the checkpoint's own tokenizer.json."""
+    tokenizer = checkpoint_tokenizer(candidates[reference].folder)
+    if tokenizer is None:
+        return
+    asked = [text for example in examples for text in (example.messages[-1]["content"], example.reference)]
+    texts = [*HARD_TEXTS, *dict.fromkeys(asked)]
+    right = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    for name, loaded in candidates.items():
+        ids = found.attempt(loaded, worker.encode_texts, loaded.folder, texts)
+        if ids is not None:
+            found.of(name).token_ids.checkpoint = [one == other for one, other in zip(ids, right, strict=True)]
 
 
 def measure_fidelity(
@@ -149,7 +216,6 @@ def measure_fidelity(
     reference: str,
     examples: Sequence[Example],
     options: Evaluate,
-    seed: int,
 ) -> None:
     """Compare the probabilities of all *candidates* with the reference's, on the ids that the reference reads."""
     # One for each example, also where the answer is empty and nothing is compared: text n is example n.
@@ -167,35 +233,59 @@ def measure_fidelity(
     lengths = found.attempt(first, worker.prompt_lengths, first.folder, [chat for chat, _ in chats]) if texts else None
     if not texts or lengths is None:
         return
-    for name, loaded in candidates.items():
-        if name == reference or (own := read[name]) is None:
-            continue
-        same = [one == other for one, other in zip(own, texts, strict=False)]
-        # And what it really fed its weights, where its answer tells.
+    builds = {name: loaded for name, loaded in candidates.items() if name != reference and read[name] is not None}
+    for name in builds:
+        same = [one == other for one, other in zip(read[name] or [], texts, strict=False)]
+        # An answer may also say how many tokens the candidate really read.
         for at, (answer, length) in enumerate(zip(found.answers[name], lengths, strict=True)):
             same[at] = same[at] and answer.prompt_tokens in (None, length)
-        found.figures[f"{name}.integrity.same_tokens"] = sum(same) / len(texts)
-        tokens = compare_texts(found, first, loaded, texts)
-        if tokens is not None:
-            found.fidelity[name] = tokens
-            found.figures |= {f"{name}.{figure}": value for figure, value in fidelity_metrics(tokens, seed).items()}
-            found.figures[f"{reference}.fidelity.perplexity"] = perplexity(tokens.reference_nll)
+        found.of(name).token_ids.same = same
+    for name, tokens in compare_texts(found, first, builds, texts).items():
+        found.of(name).fidelity = tokens
 
 
 def compare_texts(
-    found: Measurements, reference: Candidate, build: Candidate, texts: Sequence[Text]
-) -> TokenFidelity | None:
-    """Return the fidelity of *build* on *texts*, or None when one of them cannot be compared: some are not all."""
-    parts = []
+    found: Measurements, reference: Candidate, builds: Mapping[str, Candidate], texts: Sequence[Text]
+) -> dict[str, TokenFidelity]:
+    """Return the fidelity of each of *builds* on *texts*; none of a build for which one text cannot be compared.
+
+    The reference's logits are computed once for all builds.
+    """
+    parts: dict[str, list[TokenFidelity]] = {name: [] for name in builds}
+    for batch in _in_batches(texts):
+        numbered = [texts[number] for number in batch]
+        right = found.attempt(reference, worker.rows_of, reference.folder, numbered) if parts else None
+        if right is None:
+            return {}
+        for name in list(parts):
+            rows = found.attempt(builds[name], worker.rows_of, builds[name].folder, numbered)
+            try:
+                parts[name] += _compare_batch(batch, numbered, right, rows)
+            except ValueError as error:
+                if rows is not None:
+                    found.fail(builds[name], error)
+                del parts[name]
+    return {name: joined(each) for name, each in parts.items() if each}
+
+
+def _compare_batch(
+    numbers: Sequence[int], texts: Sequence[Text], right: Sequence[Logits], rows: Sequence[Logits] | None
+) -> list[TokenFidelity]:
+    """Return the fidelity of each of *texts*. Raises ValueError when *rows* is None or of another vocabulary."""
+    if rows is None:
+        msg = "there are no logits"
+        raise ValueError(msg)
+    return [compare(*each) for each in zip(numbers, texts, right, rows, strict=True)]
+
+
+def _in_batches(texts: Sequence[Text]) -> list[list[int]]:
+    """Return the numbers of the texts that have a token to measure, in batches of at most LOGITS_TOGETHER tokens."""
+    found: list[list[int]] = []
     for number, text in enumerate(texts):
         if text.begins >= len(text.ids):
             continue
-        rows = [found.attempt(each, worker.rows_of, each.folder, text) for each in (reference, build)]
-        if rows[0] is None or rows[1] is None:
-            return None
-        try:
-            parts.append(compare(number, text, rows[0], rows[1]))
-        except ValueError as error:
-            found.fail(build, error)
-            return None
-    return joined(parts) if parts else None
+        longest = max(len(texts[each].ids) for each in [*(found[-1] if found else []), number])
+        if not found or longest * (len(found[-1]) + 1) > LOGITS_TOGETHER:
+            found.append([])
+        found[-1].append(number)
+    return found

@@ -1,10 +1,11 @@
-"""What a candidate's process does when it is told to: each function's first argument is the loaded model."""
+"""What runs in a candidate's process: the first argument of each function is the loaded model."""
 
 import bisect
 import itertools
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +15,46 @@ import psutil
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
-from steps.evaluation.asking import Asked, ask
+from steps.evaluation.asking import Answer, ask_one, ask_together
 from steps.evaluation.choices import log_likelihoods
 from steps.evaluation.contract import contract_metrics
 from steps.evaluation.fidelity import Logits, Text, chunks, measured_rows, shortened
 from steps.evaluation.scoring import CHOOSING
 from steps.evaluation.tasks import Example
+from steps.logged_models.dtype import describe_dtype
 from steps.logged_models.language_model import LanguageModel, language_model
-from steps.logged_models.process import chat_with, predict_rows, render, takes_prompts
+from steps.logged_models.process import chat_with, is_pipeline, predict_rows, predict_together, render, takes_prompts
 from steps.records.errors import StepError
 from steps.wrappers.onnx.cpus import usable_cpus
 
 Chat = list[dict[str, str]]
 
 
-def ask_some(model: PyFuncModel, folder: Path, examples: Sequence[Example], max_tokens: int, warmup: int) -> Asked:
-    """Return the answers of *model*, loaded from *folder*, to *examples*."""
+def ask_alone(model: PyFuncModel, folder: Path, examples: Sequence[Example], max_tokens: int) -> list[Answer]:
+    """Return the answers of *model*, loaded from *folder*, to *examples*, asked and timed one at a time."""
     if any(example.scorer in CHOOSING for example in examples):
-        language_model(model, folder).logits([0])  # loads the weights once more, which is no part of an answer
+        language_model(model, folder).logits([0])  # loads the weights once more, which must not be timed
 
     def likelihoods(example: Example) -> dict[str, float]:
         return log_likelihoods(language_model(model, folder), example)
 
-    return ask(chat_with(model), examples, {"max_tokens": max_tokens}, likelihoods=likelihoods, warmup=warmup)
+    return [ask_one(chat_with(model), example, {"max_tokens": max_tokens}, likelihoods) for example in examples]
+
+
+def ask_batch(model: PyFuncModel, examples: Sequence[Example], max_tokens: int) -> list[Answer]:
+    """Return the answers of *model* to *examples*, computed as one batch and not timed."""
+    return ask_together(partial(predict_together, model), examples, {"max_tokens": max_tokens})
 
 
 def keep_contract(model: PyFuncModel, folder: Path, examples: Sequence[Example], max_tokens: int) -> dict[str, float]:
-    """Return how far *model* keeps what its signature promises, on *examples*; see `contract_metrics`."""
+    """Return how far *model* does what its signature promises, on *examples*; see `contract_metrics`."""
     signature = model.metadata.signature
     fields = [*signature.inputs.input_names(), *(each.name for each in signature.params or [])]
 
     def count_tokens(text: str) -> int | None:
         try:
             return len(language_model(model, folder).text(text)[1])
-        except StepError:  # a model of another kind, which does not say how many it generated either
+        except StepError:  # another kind of model, whose tokenizer is unknown
             return None
 
     metrics = contract_metrics(chat_with(model), examples, max_tokens, fields, count_tokens)
@@ -55,7 +62,7 @@ def keep_contract(model: PyFuncModel, folder: Path, examples: Sequence[Example],
 
 
 def _fits_signature(model: PyFuncModel, example: Example, max_tokens: int) -> bool:
-    """Return whether *model* takes a request by its signature, and gives a response by it."""
+    """Return whether *model* accepts a request that fits its signature, and its response fits too."""
     options = {"max_tokens": max_tokens}
     try:
         if takes_prompts(model):
@@ -73,7 +80,7 @@ def token_texts(
 ) -> list[Text]:
     """Return *chats*, each with an answer, and *text*, as the ids that *model* reads.
 
-    Cut to *context* tokens, or to those that the model's own context holds if they are fewer.
+    Cut to *context* tokens, or to the model's own context if that is shorter.
     """
     language = language_model(model, folder)
     context = min(context, language.context)
@@ -81,9 +88,16 @@ def token_texts(
     return texts + (chunks(*language.text(text), context) if text is not None else [])
 
 
-def rows_of(model: PyFuncModel, folder: Path, text: Text) -> Logits:
-    """Return the logits that foretell the measured tokens of *text*: [measured tokens, vocabulary]."""
-    return measured_rows(language_model(model, folder).logits(text.ids), text)
+def rows_of(model: PyFuncModel, folder: Path, texts: Sequence[Text]) -> list[Logits]:
+    """Return for each of *texts* the logits that predict its measured tokens: [measured tokens, vocabulary]."""
+    logits = language_model(model, folder).logits_of([text.ids for text in texts])
+    return [measured_rows(each, text) for each, text in zip(logits, texts, strict=True)]
+
+
+def encode_texts(model: PyFuncModel, folder: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids that *model* reads of each of *texts*, without special tokens."""
+    language = language_model(model, folder)
+    return [language.encode(text) for text in texts]
 
 
 def prompt_lengths(model: PyFuncModel, folder: Path, chats: Sequence[Chat]) -> list[int]:
@@ -97,8 +111,7 @@ def prompts_of(
 ) -> tuple[list[Chat], int]:
     """Return for each of *numbers* a chat of *words* whose prompt has *tokens* tokens, and how many the longest has.
 
-    Each begins with another of *words*, and with its number, so that no two begin alike. These two it has however few
-    *tokens* are.
+    Each begins with another of *words* and its number, so that no two begin alike, even where *tokens* allows no more.
     """
     language = language_model(model, folder)
     chats = [_prompt_of(language, words, tokens, number) for number in numbers]
@@ -116,7 +129,7 @@ def _prompt_of(language: LanguageModel, words: Sequence[str], tokens: int, numbe
         return len(language.chat(chat(count, fill), "")[0])
 
     count = max(1, bisect.bisect_right(range(tokens + 1), tokens, key=length) - 1)
-    # The last word may have had more tokens than were free: short ones take their place, so that all are as long.
+    # The next word may have more tokens than are left: fill up with short ones, so that all chats are equally long.
     free = range(1 + max(0, tokens - length(count)))
     return chat(count, max(0, bisect.bisect_right(free, tokens, key=lambda fill: length(count, fill)) - 1))
 
@@ -126,8 +139,8 @@ def time_call(
 ) -> tuple[int, float, float]:
     """Return how many tokens *model* adds to each of *chats*, at most *new_tokens*, and the seconds to first and last.
 
-    The time to the first is that of a call for one token, on *first_chats*: a model that keeps what it computed of a
-    prompt would not compute that of *chats* again.
+    The time to the first token is that of a call for one token, on *first_chats*: with *chats*, a model that caches
+    prompts would compute them only once.
     """
     started = time.perf_counter()
     predict_rows(model, first_chats, {"max_tokens": 1})
@@ -141,28 +154,33 @@ def time_call(
     return max(1, int(tokens)), first, seconds
 
 
+def dtype(model: PyFuncModel) -> str | None:
+    """Return the dtype that a model of the transformers flavour computes in; None for any other model."""
+    return describe_dtype(model.get_raw_model().model) if is_pipeline(model) else None
+
+
 def threads(_model: PyFuncModel) -> int:
-    """Return how many threads the model computes with: torch's, or those that the ONNX wrapper takes."""
+    """Return how many threads the model computes with: torch's setting, or the ONNX wrapper's."""
     return int(sys.modules["torch"].get_num_threads()) if "torch" in sys.modules else usable_cpus()
 
 
 def peak_memory(_model: PyFuncModel) -> float:
-    """Return the most bytes that this process and those it started ever had resident, each at its own peak, added up.
+    """Return the sum of the peak resident bytes of this process and of the processes that it started.
 
-    With them, because the ONNX wrapper computes in a process of its own. Pages that they share count in each.
+    The ONNX wrapper computes in a process of its own. Pages that processes share count in each.
     """
     process = psutil.Process()
     return float(sum(_high_water(each) for each in (process, *process.children(recursive=True))))
 
 
 def _high_water(process: psutil.Process) -> int:
-    """Return the most bytes that *process* ever had resident; those of now where the system does not say."""
+    """Return the peak resident bytes of *process*; its current ones where the system does not tell the peak."""
     try:
         if not psutil.LINUX:
             return int(process.memory_info().rss)
-        # Not getrusage: what it says begins, after spawn, with the peak of the process above this one.
+        # Not getrusage: after spawn it starts from the peak of the parent process.
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     except (OSError, psutil.Error):  # it has ended meanwhile
         return 0
-    # One that has ended, and was not waited for, has no such line.
+    # A zombie has no such line.
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)

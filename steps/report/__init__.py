@@ -1,8 +1,10 @@
-"""What a person sees of an evaluation or a sweep.
+"""What a person sees of an evaluation and of a sweep.
 
-results.py     the files that an evaluation leaves: predictions, gates, tables, plots, page
-page.py        the report of an evaluation, one HTML file
+results.py     what an evaluation found, as one object
+tables.py      figures formatted, for the page, the terminal, the model card and the sweep
+style.py       what all plots share, and the way into a file or a page
 plots.py       the plots of an evaluation
-style.py       colours and fonts that all plots share
-sweep_page.py  the page of a sweep: quality, speed and size of its trials
+page.py        the report, one HTML file
+files.py       everything that evaluate leaves behind
+sweep_page.py  the trials of a sweep, one HTML file
 """

@@ -1,6 +1,6 @@
 """Draw the candidates side by side.
 
-Tokens and answers are binned: the figure of a hundred thousand is no larger than that of a hundred.
+Tokens and answers are binned, so that the plot of a hundred thousand is no larger than that of a hundred.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from steps.evaluation.cost import Timing
 from steps.evaluation.fidelity import TokenFidelity
-from steps.evaluation.latency import Timing
-from steps.evaluation.metrics import estimate, show
-from steps.evaluation.predictions import Prediction
+from steps.evaluation.metrics import Metrics, estimate, show
+from steps.report.results import Results
 from steps.report.style import (
     COLOURS,
     INK,
@@ -42,25 +42,13 @@ Series = dict[str, dict[int, list[float]]]
 """What was measured of each candidate: the values at each length of prompt, or number of prompts."""
 
 
-def draw(
-    predictions: Sequence[Prediction],
-    metrics: Mapping[str, float],
-    fidelity: Mapping[str, TokenFidelity] | None = None,
-    timings: Sequence[Timing] = (),
-) -> dict[str, Figure]:
-    """Return the figures by name; one whose measurements are missing is left out.
-
-    *fidelity* is that of each candidate to the reference, by the candidate's name.
-    """
-    candidates = list(predictions[0].answers)
+def draw(results: Results) -> dict[str, Figure]:
+    """Return the plots by name; one whose measurements are missing is left out."""
+    candidates, metrics, timings = results.candidates, results.metrics, results.timings
     colours = {name: COLOURS[position % len(COLOURS)] for position, name in enumerate(candidates)}
-    tokens = {name: found for name, found in (fidelity or {}).items() if len(found.kl)}
-    builds = {name: colours[name] for name in candidates if f"{name}.task.lost" in metrics}
-    seconds = {}
-    for name in candidates:
-        answers = [prediction.answers[name] for prediction in predictions]
-        if timed := [answer.seconds for answer in answers if answer.error is None]:
-            seconds[name] = timed
+    tokens = {name: found for name, found in results.fidelity.items() if len(found.kl)}
+    builds = {name: colours[name] for name in candidates if "task.lost" in metrics[name]}
+    seconds = _timed_answers(results)
     with style():
         figures = {"accuracy": _accuracy(metrics, colours)}
         if builds:
@@ -76,12 +64,22 @@ def draw(
     return figures
 
 
-def _accuracy(metrics: Mapping[str, float], colours: Mapping[str, str]) -> Figure:
+def _timed_answers(results: Results) -> dict[str, list[float]]:
+    """Return by candidate the seconds of the answers that were timed and ended without an error."""
+    found = {}
+    for name in results.candidates:
+        answers = [prediction.answers[name] for prediction in results.predictions]
+        if timed := [answer.seconds for answer in answers if answer.error is None and answer.seconds is not None]:
+            found[name] = timed
+    return found
+
+
+def _accuracy(metrics: Metrics, colours: Mapping[str, str]) -> Figure:
     """Return every candidate's share of right answers as a point with its 95 % interval."""
     figure, axes = empty_figure(1.1 + 0.55 * len(colours))
     lowest, told = 1.0, []
     for row, (name, colour) in enumerate(colours.items()):
-        right = estimate(metrics, f"{name}.task.accuracy")
+        right = estimate(metrics[name], "task.accuracy")
         lowest = min(lowest, right.low)
         axes.plot([right.low, right.high], [row, row], color=colour, linewidth=5, alpha=0.35, solid_capstyle="round")
         axes.plot([right.value], [row], "o", color=colour, markersize=9)
@@ -100,13 +98,13 @@ def _accuracy(metrics: Mapping[str, float], colours: Mapping[str, str]) -> Figur
     return figure
 
 
-def _flips(metrics: Mapping[str, float], colours: Mapping[str, str]) -> Figure:
+def _flips(metrics: Metrics, colours: Mapping[str, str]) -> Figure:
     """Return how many examples every build lost to its reference, to the left, and gained, to the right."""
     figure, axes = empty_figure(1.1 + 0.55 * len(colours))
     told, most = [], 1.0
     for row, (name, colour) in enumerate(colours.items()):
         for side, sign, alpha in (("lost", -1, 1.0), ("gained", 1, 0.5)):
-            count = metrics[f"{name}.task.{side}"]
+            count = metrics[name][f"task.{side}"]
             most = max(most, count)
             text = f"{count:,.0f} {side}"
             axes.barh(row, sign * count, color=colour, alpha=alpha, height=0.45)

@@ -1,7 +1,7 @@
-"""What all figures share: a style that reads on light and on dark ground, and the way into a file or a page.
+"""What all plots share: a style that reads on light and dark backgrounds, and the way into a file or a page.
 
-Files get light ground. In a page a figure is inline SVG whose ink takes the page's colours. What a figure shows
-stands in its label, in words, for those who do not see it.
+Files get a light background. A page gets inline SVG in the page's own colours. The label of a figure says in words what
+the plot shows, for people who do not see it.
 """
 
 import html
@@ -23,12 +23,12 @@ from steps.evaluation.metrics import show
 
 INK, MUTED, LINE = "#1c2430", "#5d6876", "#d9dee5"
 COLOURS = ("#3b7dd8", "#d06a00", "#a6657c", "#7c40ff", "#9c8656", "#798ac1")
-"""The candidates', in their order: with a contrast of 3 on light and dark ground, and apart for the colour-blind."""
+"""One for each candidate: a contrast of 3 on light and dark backgrounds, and distinct for the colour-blind."""
 MARKERS = "osD^vP"
-"""The candidates', in their order."""
+"""One for each candidate."""
 
 WIDTH = 4.6
-"""Of every figure, in inches: narrow, so that its text can still be read where it fills a phone."""
+"""Of every plot, in inches: narrow, so that its text can be read on a phone."""
 PERCENT = FuncFormatter(lambda value, _: f"{value * 100:.3g}\u00a0%")
 SECONDS = FuncFormatter(lambda value, _: show(value, "seconds"))
 
@@ -51,14 +51,13 @@ STYLE: dict[RcKeyType, Any] = {
 }
 
 
-def save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write every figure to *folder* as PNG and SVG, named after it; return the files."""
+def save(figures: Mapping[str, Figure], folder: Path) -> None:
+    """Write every figure to *folder* as PNG and SVG, named after it."""
     files = [folder / f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
     with style():
         for file in files:
             metadata = {"Date": None} if file.suffix == ".svg" else None
             figures[file.stem].savefig(file, dpi=160, metadata=metadata)
-    return files
 
 
 def inline_svg(figure: Figure) -> str:

@@ -1,4 +1,4 @@
-"""Quality against speed against size: the trials that no other beats in all three, and the page that shows them."""
+"""The page of a sweep: quality against speed against size, and the trials on the Pareto front."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from steps.evaluation.metrics import MEANINGS, Meaning, show
+from steps.evaluation.metrics import MEANINGS, Meaning, show, split_name
 from steps.report.style import MUTED, inline_svg
+from steps.report.tables import Cell, figure_cell
 
 ON_FRONT, BEATEN = "#2a9d6f", "#8a97a6"
 
@@ -27,14 +28,12 @@ class Measure:
     @property
     def meaning(self) -> Meaning:
         """What people call it, and its unit."""
-        return MEANINGS.get(self.metric.partition(".")[2], Meaning(self.metric, ""))
+        return MEANINGS.get(split_name(self.metric)[1], Meaning(self.metric, ""))
 
-    def show(self, trial: Mapping[Hashable, object]) -> tuple[str, str]:
-        """Return, for people, the figure of *trial* and its interval; the latter is empty where there is none."""
+    def cell(self, trial: Mapping[Hashable, object]) -> Cell:
+        """Return the figure of *trial* with its interval; "-" where it was not measured."""
         value, low, high = (_number(trial.get(f"{self.metric}{end}")) for end in ("", "_low", "_high"))
-        unit = self.meaning.unit
-        interval = "" if low is None or high is None else f"{show(low, unit)} to {show(high, unit)}"
-        return "-" if value is None else show(value, unit), interval
+        return figure_cell(value, low, high, self.meaning.unit) or Cell("-", "")
 
 
 QUALITY = Measure("onnx.task.accuracy", more_is_better=True)
@@ -45,7 +44,7 @@ FIDELITY = (
     Measure("onnx.fidelity.perplexity_ratio", more_is_better=False),
     Measure("onnx.fidelity.same_top", more_is_better=True),
 )
-"""What the page also lists of trials that were measured by it."""
+"""Further columns of the page, where trials have them."""
 
 Axes = tuple[Measure, Measure, Measure]
 """Quality, speed and size."""
@@ -59,7 +58,7 @@ def axes_for(objective: str, *, maximize: bool) -> Axes:
     return (QUALITY, own, SIZE) if ".cost." in objective else (own, SPEED, SIZE)
 
 
-def pareto_front(table: pd.DataFrame, axes: Axes = (QUALITY, SPEED, SIZE)) -> pd.Series:
+def pareto_front(table: pd.DataFrame, axes: Axes) -> pd.Series:
     """Return for each trial whether no other finished trial is as good in all three figures and better in one.
 
     A trial that did not finish, or lacks a figure, is not on the front.
@@ -77,7 +76,7 @@ def pareto_front(table: pd.DataFrame, axes: Axes = (QUALITY, SPEED, SIZE)) -> pd
     return pd.Series([bool(complete[row]) and not is_beaten(figures.loc[row]) for row in table.index], table.index)
 
 
-def draw(table: pd.DataFrame, axes: Axes = (QUALITY, SPEED, SIZE)) -> Figure:
+def draw(table: pd.DataFrame, axes: Axes) -> Figure:
     """Return the trials by speed and quality, numbered, a larger point for a larger model; those that failed hollow."""
     quality, speed, size = axes
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
@@ -117,12 +116,12 @@ def write_page(
     best: int | None,
     command: str,
     *,
-    objective: str = QUALITY.metric,
-    maximize: bool = True,
+    objective: str,
+    maximize: bool,
 ) -> None:
     """Write the comparison to *path*: *keys* are the columns that vary, *best* the position of the best trial.
 
-    *command* is what runs the best again; *objective* is the metric that made it the best.
+    *command* runs the best again; *objective* is the metric that made it the best.
     """
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
@@ -134,7 +133,7 @@ def write_page(
             "number": number,
             "values": [str(trial[key]) for key in keys],
             "status": trial["status"],
-            "figures": [figures.show(trial) for figures in columns],
+            "figures": [figures.cell(trial) for figures in columns],
             "seconds": show(float(trial["seconds"]), "seconds"),
             "reason": trial.get("reason") or "no reason was stored",
             "front": front[number - 1],

@@ -1,10 +1,10 @@
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from steps.evaluation.asking import ask, ask_one, progress
+from steps.evaluation.asking import ask_one, ask_together, batches, progress
 from steps.evaluation.tasks import Example
 
 
@@ -14,35 +14,48 @@ def reply(text: Any, tokens: int | None = 3) -> dict[str, Any]:
     return {"choices": [{"message": {"role": "assistant", "content": text}}], **usage}
 
 
-def test_every_example_is_asked_with_the_options_in_its_request(examples: list[Example]) -> None:
+def test_a_question_is_asked_with_the_options_in_its_request(examples: list[Example]) -> None:
     requests = []
 
     def predict(request: dict[str, Any]) -> Mapping[str, Any]:
         requests.append(request)
         return reply(request["messages"][-1]["content"])
 
-    asked = ask(predict, examples, {"max_tokens": 8}, warmup=0)
+    answer = ask_one(predict, examples[3], {"max_tokens": 8})
 
-    assert [answer.example_id for answer in asked.answers] == [example.id for example in examples]
-    assert asked.answers[3].text == "Question 3?"
-    assert asked.answers[3].completion_tokens == 3
-    assert requests[3] == {"messages": [{"role": "user", "content": "Question 3?"}], "max_tokens": 8}
+    assert (answer.example_id, answer.text, answer.completion_tokens) == ("q3", "Question 3?", 3)
+    assert answer.seconds is not None
+    assert requests == [{"messages": [{"role": "user", "content": "Question 3?"}], "max_tokens": 8}]
 
 
-def test_the_slow_first_answer_is_told_apart_from_the_timed_ones(
-    examples: list[Example], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now, delays = [0.0], iter([8.0, *[0.5] * 10])
-    monkeypatch.setattr("steps.evaluation.asking.time.perf_counter", lambda: now[0])
+def echo(chats: Sequence[list[dict[str, str]]], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Answer each of *chats* with its question, unless it is question 4."""
+    if any(chat[-1]["content"] == "Question 4?" for chat in chats):
+        raise RuntimeError("out of\nmemory")
+    return [reply(chat[-1]["content"]) for chat in chats]
 
-    def predict(request: dict[str, Any]) -> Mapping[str, Any]:
-        now[0] += next(delays)
-        return reply("x")
 
-    asked = ask(predict, examples, {}, warmup=1)
+def test_questions_asked_together_are_answered_in_their_order_and_not_timed(examples: list[Example]) -> None:
+    answers = ask_together(echo, examples[:4], {})
 
-    assert asked.first_answer_seconds == 8
-    assert [answer.seconds for answer in asked.answers] == [0.5] * 10
+    assert [(answer.example_id, answer.text) for answer in answers] == [(f"q{n}", f"Question {n}?") for n in range(4)]
+    assert {answer.seconds for answer in answers} == {None}
+
+
+def test_one_question_that_fails_costs_the_others_of_its_batch_nothing(examples: list[Example]) -> None:
+    answers = ask_together(echo, examples, {})
+
+    assert answers[4].error == "RuntimeError: out of memory"
+    assert [answer.error for answer in answers].count(None) == 9
+
+
+def test_a_batch_holds_as_many_questions_as_its_memory_allows(examples: list[Example]) -> None:
+    long = Example("long", [{"role": "user", "content": "x" * 3_000}], "y")
+
+    sizes = [len(batch) for batch in batches([*examples * 7, long, long, *examples], 64)]
+
+    assert sizes == [32, 32, 6, 1, 1, 10]
+    assert [example for batch in batches(examples, 64) for example in batch] == examples
 
 
 def test_an_answer_tells_how_many_tokens_it_and_its_prompt_have(examples: list[Example]) -> None:
@@ -53,24 +66,14 @@ def test_an_answer_tells_how_many_tokens_it_and_its_prompt_have(examples: list[E
     assert (answer.prompt_tokens, answer.completion_tokens) == (9, 3)
 
 
-def test_a_crash_is_one_answers_error_and_the_rest_go_on(examples: list[Example]) -> None:
-    def predict(request: dict[str, Any]) -> Mapping[str, Any]:
-        if request["messages"][-1]["content"] == "Question 4?":
-            raise RuntimeError("out of\nmemory")
-        return reply("x")
-
-    answers = ask(predict, examples, {}).answers
-
-    assert answers[4].error == "RuntimeError: out of memory"
-    assert [answer.error for answer in answers].count(None) == 9
-
-
 def test_ctrl_c_stops_the_asking(examples: list[Example]) -> None:
-    def predict(request: dict[str, Any]) -> Mapping[str, Any]:
+    def interrupt(*_: object) -> Any:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ask(predict, examples, {})
+        ask_one(interrupt, examples[0], {})
+    with pytest.raises(KeyboardInterrupt):
+        ask_together(interrupt, examples, {})
 
 
 @pytest.mark.parametrize(

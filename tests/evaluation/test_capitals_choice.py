@@ -4,18 +4,18 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.tiny_phi3.choices import write_choices
 from steps.config.command_line import compose_config
-from steps.evaluation.asking import Asked
+from steps.evaluation.asking import Answer
 from steps.evaluation.choices import likeliest, log_likelihoods
 from steps.evaluation.predictions import score
 from steps.evaluation.tasks import Example
 from steps.logged_models.language_model import TorchModel
 from steps.logged_models.process import candidate
 from steps.measurement.measure import measure_candidates
-from steps.measurement.worker import ask_some, peak_memory
+from steps.measurement.worker import ask_alone, peak_memory
 from tests.conftest import ROOT, examples_of
 
 TINY = ROOT / "models" / "tiny_phi3"
@@ -39,7 +39,7 @@ def test_each_place_among_the_choices_is_right_about_equally_often(examples: lis
 
 
 def test_the_embedded_weights_find_the_right_answer_likeliest(examples: list[Example]) -> None:
-    model = TorchModel(AutoModelForCausalLM.from_pretrained(TINY), TINY)
+    model = TorchModel(AutoModelForCausalLM.from_pretrained(TINY), AutoTokenizer.from_pretrained(TINY))
 
     for example in examples[:10]:
         found = log_likelihoods(model, example)
@@ -53,20 +53,22 @@ def test_memory_is_that_of_the_wrapper_without_the_copy_that_shows_likelihoods(l
     options = compose_config(["evaluate=capitals_choice", *few]).evaluate
     with ExitStack() as stack:
         loading = {name: stack.enter_context(candidate(name, folder)) for name, folder in logged_models.items()}
-        found = measure_candidates(loading, "pipeline", examples_of(options), options, seed=0)
+        found = measure_candidates(loading, "pipeline", examples_of(options), options)
         afterwards = loading["onnx"].run(peak_memory)
     assert all(answer.likelihoods for answer in found.answers["onnx"])
-    assert found.figures["onnx.cost.peak_memory_bytes"] < afterwards - 20e6  # onnxruntime-genai's code alone is larger
+    assert (
+        found.of("onnx").footprint.peak_memory_bytes or 0
+    ) < afterwards - 20e6  # onnxruntime-genai's code alone is larger
 
 
 @pytest.mark.slow
 def test_both_logged_models_choose_by_their_own_logits(examples: list[Example], logged_models: dict[str, Path]) -> None:
-    asked: dict[str, Asked] = {}
+    answers: dict[str, list[Answer]] = {}
     for name, folder in logged_models.items():
         with candidate(name, folder) as loaded:
-            asked[name] = loaded.run(ask_some, folder, examples, 32, warmup=1)
+            answers[name] = loaded.run(ask_alone, folder, examples, 32)
 
-    predictions = score(examples, {name: each.answers for name, each in asked.items()})
+    predictions = score(examples, answers)
 
     assert all(prediction.right == {"pipeline": True, "onnx": True} for prediction in predictions)
     for prediction in predictions:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steps.evaluation.asking import ask
+from steps.evaluation.asking import ask_one
 from steps.evaluation.choices import likeliest, log_likelihoods, log_probability
 from steps.evaluation.predictions import score, write_predictions
 from steps.evaluation.tasks import Example
@@ -101,7 +101,10 @@ def test_answers_by_likelihood_stand_among_the_others_and_are_compared_like_them
     def say_b(_request: dict[str, Any]) -> dict[str, Any]:
         return {"choices": [{"message": {"content": "b"}}]}
 
-    answers = ask(say_b, examples, {}, likelihoods=lambda example: log_likelihoods(Letters(), example)).answers
+    def likelihoods(example: Example) -> dict[str, float]:
+        return log_likelihoods(Letters(), example)
+
+    answers = [ask_one(say_b, example, {}, likelihoods) for example in examples]
     other = [replace(answers[0], text="A"), replace(answers[1], text="B"), answers[2]]
     predictions = score(examples, {"pipeline": answers, "onnx": other})
     write_predictions(tmp_path / "predictions.jsonl", predictions)

@@ -18,7 +18,7 @@ from steps.build_onnx_wrapper import log_wrapper
 from steps.config.command_line import compose_config
 from steps.config.schema import CANDIDATES, STEPS
 from steps.evaluation.gates import Verdict, judge, read_gates
-from steps.evaluation.metrics import measure
+from steps.evaluation.metrics import flatten, measure
 from steps.evaluation.predictions import score
 from steps.logged_models.logged_model import logged_folder, record_model
 from steps.logged_models.process import Candidate, candidate
@@ -120,9 +120,9 @@ def verdicts_on(reference: Candidate, folder: Path, *overrides: str) -> dict[str
     config = compose_config([*FEW, *overrides])
     examples = examples_of(config.evaluate)
     with candidate("onnx", folder) as build:
-        found = measure_candidates({"pipeline": reference, "onnx": build}, "pipeline", examples, config.evaluate, 0)
-    metrics = measure(score(examples, found.answers), "pipeline", 0, also=found.figures)
-    return {verdict.gate: verdict for verdict in judge(metrics, read_gates(config.evaluate.gates))}
+        found = measure_candidates({"pipeline": reference, "onnx": build}, "pipeline", examples, config.evaluate)
+    metrics = measure(score(examples, found.answers), found.measured, "pipeline", 0)
+    return {verdict.gate: verdict for verdict in judge(flatten(metrics), read_gates(config.evaluate.gates))}
 
 
 def failed(verdicts: dict[str, Verdict]) -> set[str]:

@@ -9,7 +9,13 @@ import pytest
 from mlflow.pyfunc import PyFuncModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from steps.logged_models.language_model import LanguageModel, OnnxModel, TorchModel, language_model
+from steps.logged_models.language_model import (
+    LanguageModel,
+    OnnxModel,
+    TorchModel,
+    checkpoint_tokenizer,
+    language_model,
+)
 from steps.records.errors import StepError
 from tests.conftest import TINY
 
@@ -21,7 +27,7 @@ ANSWER = "The capital of Spain is Madrid."
 
 @pytest.fixture(scope="module")
 def torch_model() -> LanguageModel:
-    return TorchModel(AutoModelForCausalLM.from_pretrained(TINY), TINY)
+    return TorchModel(AutoModelForCausalLM.from_pretrained(TINY), AutoTokenizer.from_pretrained(TINY))
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +42,12 @@ def test_both_give_the_same_logits_for_every_position(torch_model: LanguageModel
     assert reference.shape == build.shape == (len(ids), 1024)
     assert reference.dtype == build.dtype == np.float32
     assert np.abs(reference - build).max() < 1e-3
+
+
+def test_texts_of_different_lengths_have_the_same_logits_together_as_alone(torch_model: LanguageModel) -> None:
+    texts = [torch_model.chat(SPAIN, ANSWER)[0], torch_model.encode(ANSWER), [5]]
+    for tokens, logits in zip(texts, torch_model.logits_of(texts), strict=True):
+        assert np.abs(logits - torch_model.logits(tokens)).max() < 1e-3
 
 
 def test_a_text_may_end_in_the_pad_token(torch_model: LanguageModel, onnx_model: LanguageModel) -> None:
@@ -73,7 +85,9 @@ def test_an_answer_that_merges_with_the_end_of_its_prompt_begins_at_the_merged_t
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).symlink_to(TINY / name)
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    ids, begins = TorchModel(None, tmp_path).chat([{"role": "user", "content": "The cap"}], "ital of Spain")
+    ids, begins = TorchModel(None, AutoTokenizer.from_pretrained(tmp_path)).chat(
+        [{"role": "user", "content": "The cap"}], "ital of Spain"
+    )
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     assert tokenizer.decode(ids[begins:]).strip() == "capital of Spain"
 
@@ -89,3 +103,18 @@ def test_a_model_without_weights_that_we_know_is_refused(tmp_path: Path) -> None
     )
     with pytest.raises(StepError, match="neither of the transformers flavour nor has an artifact onnx"):
         language_model(cast("PyFuncModel", None), tmp_path / "model")
+
+
+def test_the_checkpoints_own_tokenizer_is_the_file_that_was_logged_and_not_what_transformers_made_of_it(
+    tmp_path: Path,
+) -> None:
+    for folder in ("model", "components/tokenizer"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "model" / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
+    (tmp_path / "components" / "tokenizer" / "tokenizer.json").write_text("{}")
+
+    tokenizer = checkpoint_tokenizer(tmp_path)
+
+    assert tokenizer is not None
+    assert tokenizer.encode(ANSWER).ids == AutoTokenizer.from_pretrained(TINY)(ANSWER).input_ids
+    assert checkpoint_tokenizer(tmp_path / "model") is None

@@ -10,6 +10,8 @@ from mlflow.models import ModelSignature
 from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
 from steps.config.command_line import compose_config
+from steps.evaluation.cost import Footprint
+from steps.evaluation.metrics import Measured
 from steps.evaluation.tasks import Example
 from steps.logged_models.process import candidate
 from steps.measurement.measure import TURN, Measurements, measure_candidates
@@ -46,7 +48,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measurements]:
             )
             (work / name / "artifacts" / "behaviour.json").write_text(json.dumps(behaviour))
         loading = {name: stack.enter_context(candidate(name, work / name)) for name in BEHAVIOURS}
-        yield measure_candidates(loading, "good", EXAMPLES, options, seed=0)
+        yield measure_candidates(loading, "good", EXAMPLES, options)
 
 
 def errors(found: Measurements, name: str) -> list[bool]:
@@ -60,16 +62,18 @@ def test_each_has_an_answer_to_every_example_in_their_order(found: Measurements)
 
 def test_the_good_one_answers_all_whatever_the_others_do(found: Measurements) -> None:
     assert [answer.text for answer in found.answers["good"]] == [example.reference for example in EXAMPLES]
-    assert found.figures["good.contract.repeatable"] == 1
-    assert found.figures["good.contract.signature"] == 1
-    assert found.figures["good.contract.stop"] == 0, "its signature has stop, and it does not care"
-    assert "good.contract.max_tokens" not in found.figures, "nobody knows how many tokens its answers have"
+    contract = found.of("good").contract
+    assert contract["contract.repeatable"] == 1
+    assert contract["contract.signature"] == 1
+    assert contract["contract.stop"] == 0, "its signature has stop, and it ignores it"
+    assert "contract.max_tokens" not in contract, "nobody knows how many tokens its answers have"
 
 
 def test_one_that_cannot_be_loaded_answers_nothing_and_says_why(found: Measurements) -> None:
     assert all(errors(found, "broken"))
     assert "half of the file is missing" in str(found.answers["broken"][0].error)
-    assert not [name for name in found.figures if name.startswith("broken.") and name != "broken.cost.size_bytes"]
+    broken = found.of("broken")
+    assert broken == Measured(Footprint(size_bytes=broken.footprint.size_bytes))
 
 
 def test_one_that_dies_has_answered_until_then(found: Measurements) -> None:
@@ -84,5 +88,4 @@ def test_the_same_failure_is_told_once(found: Measurements) -> None:
 
 def test_a_model_without_weights_that_we_know_has_no_fidelity_and_no_time_to_a_token(found: Measurements) -> None:
     assert any("no logits" in failure for failure in found.failures if failure.startswith("good: "))
-    assert not found.fidelity
-    assert not found.timings
+    assert not any(own.fidelity or own.timings for own in found.measured.values())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import combinations
@@ -21,7 +22,7 @@ from steps.logged_models.process import Candidate, candidate
 from steps.measurement.measure import Measurements, ask_in_turns, measure_fidelity, time_in_turns
 from steps.measurement.worker import peak_memory
 from steps.wrappers.onnx.prefix_cache import BLOCK_SIZE, common_prefix
-from tests.conftest import PROGRAMS, TINY, examples_of
+from tests.conftest import PROGRAMS, TINY, examples_of, run
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +81,9 @@ def test_no_prompt_that_is_timed_begins_like_another(loading: Loading, examples:
     firsts = [chat[0]["content"].split()[0] for chats in calls for chat in chats]
     assert len(set(firsts)) == len(firsts)
     assert [len(prompt) for prompt in prompts] == [length for length in LENGTHS for _ in range(20)]
-    assert [timing.prompt_tokens for timing in found.timings] == [length for length in LENGTHS for _ in (1, 4)]
+    assert [timing.prompt_tokens for timing in found.of("onnx").timings] == [
+        length for length in LENGTHS for _ in (1, 4)
+    ]
 
 
 def test_a_prompt_shorter_than_a_word_and_its_number_is_as_short_as_it_can_be(
@@ -116,7 +119,16 @@ def test_tokens_are_the_same_if_the_candidate_was_fed_as_many_as_the_reference(
     found = Measurements()
 
     ask_in_turns(found, candidates, examples, 8)
-    measure_fidelity(found, candidates, "pipeline", examples, compose_config([]).evaluate, 0)
+    measure_fidelity(found, candidates, "pipeline", examples, compose_config([]).evaluate)
 
-    same = {name: found.figures[f"{name}.integrity.same_tokens"] for name in ("silent", "honest", "other")}
-    assert same == {"silent": 1, "honest": 1, "other": 39 / 40}
+    same = {name: found.of(name).token_ids.same.count(False) for name in ("silent", "honest", "other")}
+    assert same == {"silent": 0, "honest": 0, "other": 1}
+
+
+def test_the_memory_of_a_candidate_is_not_that_of_our_plots() -> None:
+    """A process that evaluate spawns imports the main module again, and what it is told to run."""
+    done = run(sys.executable, "-c", "import sys, steps.__main__, steps.measurement.worker; print(*sys.modules)")
+
+    assert done.returncode == 0, done.stderr
+    assert "steps.measurement.worker" in done.stdout.split()
+    assert not {"matplotlib", "steps.report.page", "steps.evaluate", "torch"} & set(done.stdout.split())

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from steps.evaluation.asking import Answer
+from steps.evaluation.cost import Timing
 from steps.evaluation.fidelity import TokenFidelity
 from steps.evaluation.gates import Gate, judge
-from steps.evaluation.latency import Timing
-from steps.evaluation.metrics import measure
+from steps.evaluation.metrics import flatten, measure
 from steps.evaluation.predictions import score
 from steps.evaluation.tasks import Example
 from steps.report.page import write_report
 from steps.report.plots import draw
+from steps.report.results import Results
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -104,7 +105,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nll = rng.exponential(2, 2_000)
     tokens = TokenFidelity(np.arange(2_000) % 18, nll, nll * 1.1, rng.lognormal(-6, 2, 2_000), nll > 0.1)
     timings = [Timing(name, length, n, 16, 0.1, 0.2) for name in names for length in (32, 128) for n in (1, 4)]
-    metrics = measure(predictions, "pipeline", 0, {"onnx.fidelity.kl_mean": float("nan"), "onnx.contract.stop": 1.0})
+    metrics = measure(predictions, {}, "pipeline", 0)
+    metrics["onnx"] |= {"fidelity.kl_mean": float("nan"), "contract.stop": 1.0}
     gates = {
         "accuracy": Gate("onnx.task.accuracy", min=0.9),
         "kl": Gate("onnx.fidelity.kl_mean", max=0.1),
@@ -112,18 +114,18 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "stop": Gate("onnx.contract.stop", min=1),
     }
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(
-        path,
+    results = Results(
         title=EVIL,
         predictions=predictions,
         metrics=metrics,
-        verdicts=judge(metrics, gates),
-        figures=draw(predictions, metrics, dict.fromkeys(names[1:], tokens), timings),
+        verdicts=judge(flatten(metrics), gates),
         fidelity=dict.fromkeys(names[1:], tokens),
+        timings=timings,
         reference="pipeline",
-        measured={"Task": EVIL},
+        method={"Task": EVIL},
         provenance={"Code": "f39ac1d28e925b323eae81227eaba4464caced4e" * 9},
     )
+    write_report(path, results, draw(results))
     return path
 
 

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import pytest
 from steps.evaluation.asking import Answer
 from steps.evaluation.fidelity import TokenFidelity
 from steps.evaluation.gates import Gate, judge
-from steps.evaluation.metrics import measure
+from steps.evaluation.metrics import flatten, measure
 from steps.evaluation.predictions import Prediction, score
 from steps.evaluation.tasks import Example
 from steps.report.page import furthest_examples, in_words, notable_examples, write_report
 from steps.report.plots import draw
+from tests.results import results_of
 
 GATES = {
     "onnx_accuracy": Gate("onnx.task.accuracy", min=0.9),
@@ -48,19 +50,11 @@ class Page(HTMLParser):
 
 
 def report(folder: Path, predictions: list[Prediction], **changes: Any) -> str:
-    """Return the HTML of a report on *predictions*."""
-    metrics = measure(predictions, "pipeline", 0)
-    options: dict[str, Any] = {
-        "title": "tiny_phi3",
-        "predictions": predictions,
-        "metrics": metrics,
-        "verdicts": judge(metrics, GATES),
-        "figures": draw(predictions, metrics),
-        "reference": "pipeline",
-        "measured": {"Threads": 2},
-        "provenance": {"commit": "f39ac1d28e925b323eae81227eaba4464caced4e"},
-    }
-    write_report(folder / "report.html", **{**options, **changes})
+    """Return the HTML of a report on *predictions*, judged by GATES unless *changes* say otherwise."""
+    results = results_of(predictions, **changes)
+    if "verdicts" not in changes:
+        results = replace(results, verdicts=judge(flatten(results.metrics), GATES))
+    write_report(folder / "report.html", results, draw(results))
     return (folder / "report.html").read_text("utf-8")
 
 
@@ -112,7 +106,7 @@ def test_hostile_text_is_shown_and_never_read_as_html(tmp_path: Path) -> None:
         "onnx": [Answer(evil, "", 1, 1.0, evil)],
     }
 
-    html = report(tmp_path, score([example], answers), title=evil, measured={evil: evil}, provenance={evil: evil})
+    html = report(tmp_path, score([example], answers), title=evil, method={evil: evil}, provenance={evil: evil})
 
     page = Page(html)
     assert "script" not in [tag for tag, _ in page.tags]
@@ -150,7 +144,8 @@ def test_a_long_list_of_examples_is_cut_and_says_where_the_rest_is(tmp_path: Pat
 def test_a_metric_that_the_report_does_not_know_is_shown_by_its_name(
     predictions: list[Prediction], tmp_path: Path, name: str
 ) -> None:
-    metrics = measure(predictions, "pipeline", 0, {f"onnx.{name}": 0.125})
+    metrics = measure(predictions, {}, "pipeline", 0)
+    metrics["onnx"][name] = 0.125
 
     words = " ".join(Page(report(tmp_path, predictions, metrics=metrics)).words.split())
 
@@ -214,9 +209,10 @@ def test_why_a_gate_is_not_kept_is_said_in_words(metrics: dict[str, float], use:
 def test_figures_are_grouped_by_area_whatever_the_order_of_the_metrics(
     predictions: list[Prediction], tmp_path: Path
 ) -> None:
-    also = {"onnx.other.x": 1.0, "onnx.contract.stop": 1.0, "onnx.fidelity.kl_mean": 0.1, "onnx.cost.size_bytes": 1e6}
+    metrics = measure(predictions, {}, "pipeline", 0)
+    metrics["onnx"] |= {"other.x": 1.0, "contract.stop": 1.0, "fidelity.kl_mean": 0.1, "cost.size_bytes": 1e6}
 
-    words = Page(report(tmp_path, predictions, metrics=measure(predictions, "pipeline", 0, also))).words
+    words = Page(report(tmp_path, predictions, metrics=metrics)).words
 
     figures = words[words.index(" Figures") : words.index(" Plots")]
     areas = ["Task", "Fidelity to the reference", "Contract", "Integrity", "Cost", " other"]

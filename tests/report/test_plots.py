@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from steps.evaluation.asking import Answer
+from steps.evaluation.cost import Timing
 from steps.evaluation.fidelity import TokenFidelity
-from steps.evaluation.latency import Timing
-from steps.evaluation.metrics import measure
 from steps.evaluation.predictions import Prediction, score
 from steps.evaluation.tasks import Example
 from steps.report.plots import draw
 from steps.report.style import INK, inline_svg, save
+from tests.results import results_of
 
 
 def texts(svg: str) -> str:
@@ -20,7 +20,7 @@ def texts(svg: str) -> str:
 
 
 def test_the_plots_name_every_candidate_with_its_figure(predictions: list[Prediction]) -> None:
-    figures = draw(predictions, measure(predictions, "pipeline", 0))
+    figures = draw(results_of(predictions))
 
     accuracy, latency = texts(inline_svg(figures["accuracy"])), texts(inline_svg(figures["latency"]))
     assert all(part in accuracy for part in ("pipeline", "80.0 %", "onnx", "70.0 %"))
@@ -32,22 +32,22 @@ def test_a_candidate_that_answers_nothing_still_gets_its_plots(examples: list[Ex
     broken = [Answer(example.id, "", None, 0.001, "RuntimeError: broken") for example in examples]
     predictions = score(examples, {"pipeline": broken})
 
-    assert list(draw(predictions, measure(predictions, "pipeline", 0))) == ["accuracy"]
+    assert list(draw(results_of(predictions))) == ["accuracy"]
 
 
 def test_an_inline_plot_takes_the_colours_of_its_page(predictions: list[Prediction]) -> None:
-    svg = inline_svg(draw(predictions, measure(predictions, "pipeline", 0))["accuracy"])
+    svg = inline_svg(draw(results_of(predictions))["accuracy"])
 
     assert "var(--ink)" in svg
     assert INK not in svg
 
 
 def test_plots_are_saved_as_png_and_svg_and_are_the_same_again(predictions: list[Prediction], tmp_path: Path) -> None:
-    metrics = measure(predictions, "pipeline", 0)
     saved = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        saved.append([file.read_bytes() for file in save(draw(predictions, metrics), tmp_path / name)])
+        save(draw(results_of(predictions)), tmp_path / name)
+        saved.append([file.read_bytes() for file in sorted((tmp_path / name).iterdir())])
 
     files = sorted(file.name for file in (tmp_path / "first").iterdir())
     assert files == [f"{name}.{kind}" for name in ("accuracy", "flips", "latency") for kind in ("png", "svg")]
@@ -58,7 +58,7 @@ def test_plots_are_saved_as_png_and_svg_and_are_the_same_again(predictions: list
 def test_a_candidates_name_is_drawn_as_it_is(examples: list[Example], name: str) -> None:
     predictions = score(examples, {name: [Answer(example.id, "x", 1, 1.0) for example in examples]})
 
-    assert name in texts(inline_svg(draw(predictions, measure(predictions, name, 0))["accuracy"]))
+    assert name in texts(inline_svg(draw(results_of(predictions))["accuracy"]))
 
 
 def test_drawing_leaves_matplotlibs_settings_alone(
@@ -67,7 +67,7 @@ def test_drawing_leaves_matplotlibs_settings_alone(
     monkeypatch.setitem(mpl.rcParams, "font.size", 33.0)
     before = dict(mpl.rcParams)
 
-    save(draw(predictions, measure(predictions, "pipeline", 0)), tmp_path)
+    save(draw(results_of(predictions)), tmp_path)
 
     assert dict(mpl.rcParams) == before
 
@@ -83,20 +83,19 @@ def tokens(count: int) -> TokenFidelity:
 
 
 def test_what_was_measured_is_drawn_and_what_was_not_is_left_out(predictions: list[Prediction]) -> None:
-    metrics = measure(predictions, "pipeline", 0)
     timings = [
         Timing(name, length, batch, 16, length / speed, (length + 16) / speed)
         for name, speed in (("pipeline", 100.0), ("onnx", 300.0))
         for length, batch in ((32, 1), (256, 1), (32, 4))
     ]
 
-    assert list(draw(predictions, metrics)) == ["accuracy", "flips", "latency"]
-    assert {"kl", "likelihood"} <= set(draw(predictions, metrics, {"onnx": tokens(100)}))
-    assert {"first_token", "throughput"} <= set(draw(predictions, metrics, {}, timings))
+    assert list(draw(results_of(predictions))) == ["accuracy", "flips", "latency"]
+    assert {"kl", "likelihood"} <= set(draw(results_of(predictions, fidelity={"onnx": tokens(100)})))
+    assert {"first_token", "throughput"} <= set(draw(results_of(predictions, timings=timings)))
 
 
 def test_a_plot_of_many_tokens_stays_small(predictions: list[Prediction]) -> None:
-    figures = draw(predictions, measure(predictions, "pipeline", 0), {"onnx": tokens(100_000)})
+    figures = draw(results_of(predictions, fidelity={"onnx": tokens(100_000)}))
 
     sizes = {name: len(inline_svg(figure)) for name, figure in figures.items()}
 
@@ -108,7 +107,7 @@ def test_a_plot_tells_in_words_what_it_shows(predictions: list[Prediction]) -> N
     found.kl[:3] = np.nan
     timings = [Timing("onnx", 32, batch, 10, 0.1, seconds) for batch in (1, 4) for seconds in (0.5, 1.0, 2.0)]
 
-    figures = draw(predictions, measure(predictions, "pipeline", 0), {"onnx": found}, timings)
+    figures = draw(results_of(predictions, fidelity={"onnx": found}, timings=timings))
 
     svgs = {name: ET.fromstring(inline_svg(figure)) for name, figure in figures.items()}
     told = {name: svg.attrib["aria-label"].replace("\u00a0", " ") for name, svg in svgs.items()}
@@ -122,7 +121,7 @@ def test_a_plot_tells_in_words_what_it_shows(predictions: list[Prediction]) -> N
 
 
 def test_plots_of_one_page_share_no_id(predictions: list[Prediction]) -> None:
-    figures = draw(predictions, measure(predictions, "pipeline", 0), {"onnx": tokens(100)})
+    figures = draw(results_of(predictions, fidelity={"onnx": tokens(100)}))
 
     ids = [
         part.attrib["id"]

@@ -1,0 +1,84 @@
+"""Answers computed as one batch, and the checkpoint's own tokens: the embedded model as the flow logged it."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from mlflow.pyfunc import PyFuncModel
+from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import Digits
+
+from steps.config.command_line import compose_config
+from steps.evaluation.integrity import HARD_TEXTS
+from steps.evaluation.tasks import Example
+from steps.logged_models.process import Candidate, candidate
+from steps.measurement.measure import Measurements, compare_tokens
+from steps.measurement.worker import ask_alone, ask_batch
+from tests.conftest import examples_of
+
+pytestmark = pytest.mark.slow
+
+WORDY = [Example("wordy", [{"role": "user", "content": "Of all the cities, what is the capital of Spain?"}], "Madrid")]
+
+
+@pytest.fixture(scope="module")
+def loaded(logged_models: dict[str, Path]) -> Iterator[dict[str, Candidate]]:
+    """Yield both logged models, each in a process of its own."""
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(candidate(name, folder)) for name, folder in logged_models.items()}
+
+
+@pytest.mark.parametrize("name", ["pipeline", "onnx"])
+def test_a_batch_of_prompts_of_different_lengths_has_the_answers_that_each_has_alone(
+    loaded: dict[str, Candidate], name: str
+) -> None:
+    examples = examples_of(compose_config(["evaluate.limit=11"]).evaluate) + WORDY
+
+    alone = loaded[name].run(ask_alone, loaded[name].folder, examples, 32)
+    together = loaded[name].run(ask_batch, examples, 32)
+
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+    assert len({answer.text for answer in alone}) > 6
+    assert not [answer.error for answer in together if answer.error]
+
+
+def lose_pad_token(model: PyFuncModel) -> None:
+    model.get_raw_model().tokenizer.pad_token = None
+
+
+def test_a_tokenizer_without_a_pad_token_answers_in_batches_too(logged_models: dict[str, Path]) -> None:
+    examples = examples_of(compose_config(["evaluate.limit=2"]).evaluate) + WORDY
+    with candidate("pipeline", logged_models["pipeline"]) as pipeline:
+        alone = pipeline.run(ask_alone, pipeline.folder, examples, 32)
+        pipeline.run(lose_pad_token)
+        together = pipeline.run(ask_batch, examples, 32)
+
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+
+
+def test_both_logged_models_read_the_tokens_of_the_checkpoints_own_tokenizer(loaded: dict[str, Candidate]) -> None:
+    found = Measurements()
+
+    compare_tokens(found, loaded, "pipeline", WORDY)
+
+    for name in loaded:
+        assert found.of(name).token_ids.checkpoint == [True] * (len(HARD_TEXTS) + 2)
+
+
+def test_two_candidates_that_read_the_same_wrong_tokens_differ_from_the_checkpoint(
+    logged_models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(logged_models["pipeline"], tmp_path / "pipeline"))
+    own = folder / "model" / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(own))
+    tokenizer.pre_tokenizer = Digits(individual_digits=True)
+    tokenizer.save(str(own))
+    found = Measurements()
+
+    with candidate("pipeline", folder) as pipeline, candidate("onnx", logged_models["onnx"]) as onnx:
+        compare_tokens(found, {"pipeline": pipeline, "onnx": onnx}, "pipeline", WORDY)
+
+    assert found.of("pipeline").token_ids.checkpoint == found.of("onnx").token_ids.checkpoint
+    assert not all(found.of("onnx").token_ids.checkpoint)
