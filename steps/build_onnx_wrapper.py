@@ -5,6 +5,7 @@ wrapper with it (`steps/wrappers/onnx_chat.py` as code, the package `steps/wrapp
 logged model, and has it answer a question.
 """
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from typing import Any
 
 import mlflow
 
-from steps.checkpoint.architectures import require_known_architecture
+from steps.checkpoint.checks import require_known_architecture, require_known_positions
 from steps.checkpoint.hub import fetch_onnx
 from steps.checkpoint.manifest import MANIFEST
 from steps.checkpoint.onnx_export import build_onnx, require_runnable
+from steps.checkpoint.policy import end_tokens
 from steps.checkpoint.snapshot import present
 from steps.config.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
 from steps.logged_models.logged_model import logged_folder, record_model, without_bytecode
@@ -25,6 +27,7 @@ from steps.logged_models.requirements import locked
 from steps.records.errors import StepError
 from steps.records.files import describe, digest, files_below
 from steps.records.step import Inputs, Outputs
+from steps.records.tags import END_TOKENS
 from steps.wrappers import onnx_chat
 from steps.wrappers.onnx import model
 from steps.wrappers.onnx.signatures import chat_signature, prompt_signature
@@ -39,11 +42,14 @@ def run(config: Config, inputs: Inputs) -> Outputs:
         onnx = Path(work) / "onnx"
         if options.repo_id is None:
             snapshot = stack.enter_context(present(inputs["fetch_model"]))
+            # fetch_model does not ask when it fetches for a prebuilt model.
             require_known_architecture(snapshot)
+            require_known_positions(snapshot)
             try:
                 build_onnx(snapshot, onnx, options, Path(work) / BUILDER_LOG)
             finally:
                 mlflow.log_artifact(f"{work}/{BUILDER_LOG}")
+            mlflow.set_tag(END_TOKENS, json.dumps(end_tokens(snapshot)))
         else:
             fetch_prebuilt(onnx, options, offline=config.fetch_model.offline)
         mlflow.set_tag("onnx.sha256", digest(describe(files_below(onnx), onnx)))

@@ -4,23 +4,31 @@ Task llm/v1/chat: Chat Completions in and out. It is logged by path, so that the
 loaded afterwards to answer a question before the step is done.
 """
 
+import json
 from pathlib import Path
 
 import mlflow
 from huggingface_hub import ModelCard
 
+from steps.checkpoint.policy import end_tokens, neutral_options, not_applied, only_needed
 from steps.checkpoint.snapshot import present
 from steps.config.schema import BuildPipelineWrapper, Config
 from steps.logged_models.logged_model import logged_folder, record_model
 from steps.logged_models.requirements import locked
 from steps.records.errors import StepError
 from steps.records.step import Inputs, Outputs
+from steps.records.tags import END_TOKENS
 
 
 def run(config: Config, inputs: Inputs) -> Outputs:
     """Wrap the snapshot of fetch_model, and see the model answer."""
     with present(inputs["fetch_model"]) as snapshot:
-        uri = log_pipeline(snapshot, config.question, config.build_pipeline_wrapper)
+        if asked := not_applied(snapshot):
+            said = ", ".join(f"{key}={value}" for key, value in asked.items())
+            print(f"generation_config.json asks for {said}: not applied, answers are greedy unless a request samples")
+        with only_needed(snapshot) as folder:
+            uri = log_pipeline(folder, config.question, config.build_pipeline_wrapper)
+        mlflow.set_tag(END_TOKENS, json.dumps(end_tokens(snapshot)))
     with logged_folder(uri) as folder:
         digest = record_model(uri, folder)
         mlflow.log_dict({"question": config.question, "answer": ask(folder, config.question)}, "answer.json")
@@ -37,7 +45,13 @@ def log_pipeline(folder: Path, question: str, options: BuildPipelineWrapper) -> 
         torch_dtype=None if options.dtype == "auto" else options.dtype,
         # MLflow renders the chat template and has the result tokenised as any text: a tokenizer that puts a BOS token
         # before texts, as those of Llama and Mistral do, would add a second one to the template's own.
-        model_config={"max_new_tokens": options.max_new_tokens, "do_sample": False, "add_special_tokens": False},
+        model_config={
+            "max_new_tokens": options.max_new_tokens,
+            "do_sample": False,
+            "add_special_tokens": False,
+            "eos_token_id": end_tokens(folder),
+            **neutral_options(folder),
+        },
         input_example=chat_request(question),
         pip_requirements=locked("mlflow", "transformers", "torch", "tokenizers", "huggingface-hub", "jinja2", "psutil"),
         # Given, even if empty: MLflow would ask the hub for one otherwise.

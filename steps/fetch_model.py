@@ -4,13 +4,15 @@ The manifest states the source, the commit, the licence, and every file's size a
 whole beside it; a large one stays where it is, and later steps find it again by the manifest.
 """
 
+from functools import partial
 from pathlib import Path
 
 import mlflow
 
-from steps.checkpoint.architectures import require_known_architecture
+from steps.checkpoint.checks import require_usable
 from steps.checkpoint.hub import fetch_checkpoint
 from steps.checkpoint.manifest import FILES, MANIFEST, Manifest, licence_of, needed_files, require_weights
+from steps.checkpoint.weights_check import require_fitting_weights
 from steps.config.schema import Config, Source, project_path
 from steps.records.files import describe, digest, hash_text
 from steps.records.step import Inputs, Outputs
@@ -37,13 +39,16 @@ def fetch(config: Config) -> tuple[Manifest, Path]:
     """Return the manifest of the configured model, and the folder with its files."""
     model = config.model
     # A prebuilt ONNX model does not go through the builder.
-    check = require_known_architecture if config.build_onnx_wrapper.repo_id is None else None
+    check = partial(require_usable, built=config.build_onnx_wrapper.repo_id is None)
     if model.source is Source.hub:
         offline = config.fetch_model.offline
-        return fetch_checkpoint(str(model.repo_id), str(model.revision), offline=offline, check=check)
+        manifest, folder = fetch_checkpoint(str(model.repo_id), str(model.revision), offline=offline, check=check)
+        require_fitting_weights(folder)
+        return manifest, folder
     folder = project_path(str(model.path))
-    if check is not None:
-        check(folder)
+    require_weights(folder)
+    check(folder)
+    require_fitting_weights(folder)
     return fetch_local(str(model.path)), folder
 
 

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from steps.build_onnx_wrapper import fetch_prebuilt
-from steps.checkpoint.architectures import known_architectures
-from steps.checkpoint.onnx_export import SLIDING_WINDOW, add_layer_types
+from steps.checkpoint.checks import known_architectures
+from steps.checkpoint.onnx_export import SLIDING_WINDOW, layer_types, mended, one_limit
 from steps.config.command_line import compose_config
 from steps.config.schema import BuildOnnxWrapper
 from steps.logged_models.logged_model import logged_folder
@@ -79,7 +79,7 @@ def test_a_build_holds_what_the_wrapper_needs(fp32: Path) -> None:
 
 def test_a_checkpoint_is_linked_and_left_as_it_is(tmp_path: Path) -> None:
     before = (TINY / "config.json").read_bytes()
-    folder = add_layer_types(TINY, tmp_path / "source")
+    folder = mended(TINY, tmp_path / "source")
     layers = json.loads(before)["num_hidden_layers"]
     assert json.loads((folder / "config.json").read_text())["layer_types"] == ["sliding_attention"] * layers
     assert (folder / "model.safetensors").is_symlink()
@@ -99,18 +99,21 @@ def test_a_checkpoint_is_linked_and_left_as_it_is(tmp_path: Path) -> None:
         {"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1},
     ],
 )
-def test_a_config_that_needs_no_mending_is_used_as_it_is(tmp_path: Path, config: dict[str, object]) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    checkpoint.mkdir()
-    (checkpoint / "config.json").write_text(json.dumps({"num_hidden_layers": 2, **config}))
-    assert (add_layer_types(checkpoint, tmp_path / "source") / "config.json").is_symlink()
+def test_a_config_that_needs_no_mending_is_used_as_it_is(config: dict[str, object]) -> None:
+    assert layer_types({"num_hidden_layers": 2, **config}) == {}
 
 
-def test_a_mistral_that_states_no_window_has_that_of_transformers(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint" / "config.json").write_text('{"model_type": "mistral", "num_hidden_layers": 1}')
-    mended = json.loads((add_layer_types(tmp_path / "checkpoint", tmp_path / "source") / "config.json").read_text())
-    assert (mended["sliding_window"], mended["layer_types"]) == (4096, ["sliding_attention"])
+def test_a_phi_3_with_one_limit_of_positions_is_not_taken_for_longrope() -> None:
+    config = {"model_type": "phi3", "max_position_embeddings": 2048}
+    assert one_limit(config) == {"original_max_position_embeddings": 2048}
+    assert one_limit(config | {"original_max_position_embeddings": 2048}) == {}
+    assert one_limit(config | {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}) == {}
+    assert one_limit(config | {"model_type": "llama"}) == {}
+
+
+def test_a_mistral_that_states_no_window_has_that_of_transformers() -> None:
+    added = layer_types({"model_type": "mistral", "num_hidden_layers": 1})
+    assert added == {"sliding_window": 4096, "layer_types": ["sliding_attention"]}
 
 
 @pytest.mark.parametrize("architecture", sorted(known_architectures()))

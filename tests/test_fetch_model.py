@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -11,15 +12,16 @@ from mlflow.entities import Run
 from steps.checkpoint.manifest import FILES, MANIFEST, Manifest
 from steps.config.command_line import compose_config
 from steps.records.errors import StepError
-from tests.conftest import do_step, run
+from tests.conftest import ROOT, do_step, run
+from tests.families import FAMILIES, save_checkpoint
 from tests.hub_server import Hub, Repository, environment, serving_hub, sha256
 
 NAME = "someone/small-model"
-WEIGHTS = bytes(range(256)) * 40
-FILES_OF_THE_HUB = {
-    "README.md": b"---\nlicense: mit\n---\n",
-    "config.json": b'{"architectures": ["Phi3ForCausalLM"]}',
-    "model.safetensors": WEIGHTS,
+WEIGHTS = "model.safetensors"
+TINY = ROOT / "models" / "tiny_phi3"
+FILES_OF_THE_HUB = {"README.md": b"---\nlicense: mit\n---\n"} | {
+    name: (TINY / name).read_bytes()
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS)
 }
 
 
@@ -75,7 +77,7 @@ def test_a_private_branch_is_fetched_and_can_be_pinned_and_offline_needs_no_hub(
     assert offline.returncode == 0, offline.stderr
     small = newest_run()
     assert mlflow.artifacts.load_text(f"{small.info.artifact_uri}/{MANIFEST}") == text
-    assert (Path(small.info.artifact_uri) / FILES / "model.safetensors").read_bytes() == WEIGHTS
+    assert (Path(small.info.artifact_uri) / FILES / WEIGHTS).read_bytes() == FILES_OF_THE_HUB[WEIGHTS]
 
 
 def test_a_local_checkpoint_is_logged_whole_when_it_is_small(store: str, tmp_path: Path) -> None:
@@ -92,12 +94,14 @@ def test_a_local_checkpoint_is_logged_whole_when_it_is_small(store: str, tmp_pat
 def test_an_architecture_that_the_builder_lacks_is_named_before_the_weights_come(
     hub: Hub, repository: Repository, store: str, tmp_path: Path
 ) -> None:
-    repository.commit(FILES_OF_THE_HUB | {"config.json": b'{"architectures": ["NovelForCausalLM"]}'})
+    family = replace(FAMILIES["mistral"], architecture="Olmo2", options={})
+    checkpoint = save_checkpoint(family, tmp_path / "olmo2")
+    repository.commit({path.name: path.read_bytes() for path in checkpoint.iterdir()})
     command = ["python", "-m", "steps.fetch_model", "model=hub", f"model.repo_id={NAME}", "model.revision=main"]
     refused = run(*command, **environment(hub, tmp_path / "huggingface"))
     assert refused.returncode == 1
     assert refused.stderr.splitlines()[-1] == (
-        "fetch_model: onnxruntime-genai's builder does not know the architecture NovelForCausalLM: "
+        "fetch_model: onnxruntime-genai's builder does not know the architecture Olmo2ForCausalLM: "
         "choose another model, or one that is ONNX already with -P onnx=prebuilt"
     )
     assert "Traceback" not in refused.stderr
@@ -111,5 +115,6 @@ def test_an_architecture_that_the_builder_lacks_is_named_before_the_weights_come
 @pytest.mark.parametrize("config", [b"{}", b"no json", b'{"architectures": []}'])
 def test_a_checkpoint_that_names_no_architecture_is_refused(store: str, tmp_path: Path, config: bytes) -> None:
     (tmp_path / "config.json").write_bytes(config)
-    with pytest.raises(StepError, match=r"config\.json names no architecture"):
+    (tmp_path / WEIGHTS).write_bytes(FILES_OF_THE_HUB[WEIGHTS])
+    with pytest.raises(StepError, match=r"config\.json (names no architecture|cannot be read)"):
         do_step("fetch_model", compose_config(["model=local", f"model.path={tmp_path}"]))

@@ -28,12 +28,15 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it exports 
 from huggingface_hub.utils.sha import git_hash
 
 from steps.checkpoint.hub_errors import explaining, token
-from steps.checkpoint.manifest import NEEDED, PAPERS, Manifest, licence_of, require_weights
+from steps.checkpoint.manifest import NEEDED, PAPERS, Manifest, instead_of_weights, licence_of, require_weights
 from steps.records.errors import StepError
 from steps.records.files import File, hash_file
 
 ONNX_FILES = ("*.onnx", "*.onnx.data", "*.json", "*.jinja", "tokenizer.model", "merges.txt", *PAPERS)
 """The files of a ready ONNX folder that are used. Never code."""
+
+NAMES = {".safetensors": "model*.safetensors", ".onnx": ".onnx"}
+"""How the files are named that hold weights, by their suffix."""
 
 RETRIES = 2
 """How often the question which commit a revision is gets repeated: after 1 s, then 2 s, or when the hub says."""
@@ -120,7 +123,10 @@ def _fetch(
         )
         if not any(file.path.endswith(weights) for file in needed):
             where = "" if folder == PurePosixPath() else f" in its folder {folder}"
-            msg = f"{repository}@{commit} holds no {weights} file{where}: choose a repository or revision that does"
+            remedy = "choose a repository or revision that does"
+            if weights == ".safetensors":
+                remedy = instead_of_weights(file.path for file in listing)
+            msg = f"{repository}@{commit} holds no {NAMES[weights]} file{where}: {remedy}"
             raise StepError(msg)
         snapshot = _snapshot_folder(repository, commit)
         if check is not None:

@@ -1,8 +1,9 @@
 """What belongs to a snapshot, the files of a checkpoint at one revision, and the manifest that states it."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 from huggingface_hub import metadata_load
@@ -74,10 +75,40 @@ def needed_files(folder: Path) -> list[Path]:
     return sorted({path for pattern in NEEDED for path in folder.glob(pattern) if path.is_file()})
 
 
+FOREIGN = {
+    "adapter_config.json": "it is a LoRA adapter: merge it into its base with merge_and_unload(), and save that",
+    "*.gguf": "it holds GGUF, which llama.cpp runs: choose the checkpoint in safetensors that it was made from",
+    "genai_config.json": "it is ONNX already: name its repository with -P onnx=prebuilt, its checkpoint as model",
+    "*.onnx": "it holds ONNX: choose the checkpoint in safetensors that it was made from",
+    "*.bin": "it holds weights in *.bin: load them and save_pretrained(safe_serialization=True)",
+    "*.pt": "it holds weights as a pickle: load them and save_pretrained(safe_serialization=True)",
+    "*.pth": "it holds weights as a pickle: load them and save_pretrained(safe_serialization=True)",
+    "*.safetensors": "its safetensors are named otherwise: load them and save_pretrained",
+}
+"""What may be there instead of model*.safetensors, by the name of its files, and what to do about it."""
+
+
+def instead_of_weights(paths: Iterable[str]) -> str:
+    """Return what a folder or repository with *paths*, and without model*.safetensors, is, and the remedy."""
+    found = [PurePosixPath(path) for path in paths]
+    for pattern, remedy in FOREIGN.items():
+        if any(len(path.parts) == 1 and path.match(pattern) for path in found):
+            return remedy
+    below = sorted({str(path.parent) for path in found if path.name == "config.json" and len(path.parts) > 1})
+    if below:
+        return f"a checkpoint lies below it, in {' and in '.join(below[:3])}: name that folder"
+    return "save the checkpoint with save_pretrained(safe_serialization=True)"
+
+
 def require_weights(folder: Path) -> None:
     """Raise StepError unless *folder* holds safetensors, and every one that its index names."""
+    if not folder.is_dir():
+        msg = f"{folder} is no folder: name the folder that holds config.json and model*.safetensors"
+        raise StepError(msg)
     if not any(path.suffix == ".safetensors" for path in needed_files(folder)):
-        msg = f"{folder} holds no model*.safetensors: save the checkpoint with save_pretrained(safe_serialization=True)"
+        near = [*folder.glob("*"), *folder.glob("*/config.json"), *folder.glob("*/*/config.json")]
+        remedy = instead_of_weights(path.relative_to(folder).as_posix() for path in near)
+        msg = f"{folder} holds no model*.safetensors: {remedy}"
         raise StepError(msg)
     index = folder / INDEX
     if not index.is_file():

@@ -5,8 +5,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from steps.checkpoint.policy import generation_config, link_files, replace_json
 from steps.config.schema import BuildOnnxWrapper
 from steps.records.errors import StepError
 
@@ -20,10 +23,7 @@ def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper, log: Pat
     All that the builder says goes to the file *log*. Raises StepError with its last line when it fails.
     """
     with tempfile.TemporaryDirectory() as work:
-        source = add_layer_types(snapshot, Path(work) / "source")
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(output)]
-        command += ["-p", options.precision.value, "-e", options.execution_provider.value, "-c", f"{work}/cache"]
-        command += ["--extra_options", *_extra_options(options)]
+        command = builder_command(mended(snapshot, Path(work) / "source"), output, Path(work) / "cache", options)
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     log.write_text(f"{' '.join(command)}\n\n{done.stdout}\n{done.stderr}", encoding="utf-8")
@@ -33,26 +33,51 @@ def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper, log: Pat
         raise StepError(msg)
 
 
-def add_layer_types(snapshot: Path, folder: Path) -> Path:
-    """Return *folder*, made with links to *snapshot*'s files and a config.json from which the builder exports right.
+def one_limit(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what *config*, of a Phi-3's config.json without LongRoPE, lacks for the builder to see that it has none.
+
+    The builder takes two limits of positions that differ for LongRoPE, and transformers has a default for one of them.
+    """
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    limit = config.get("max_position_embeddings")
+    if config.get("model_type") != "phi3" or limit is None or "long_factor" in scaling:
+        return {}
+    return (
+        {} if config.get("original_max_position_embeddings") == limit else {"original_max_position_embeddings": limit}
+    )
+
+
+def builder_command(source: Path, output: Path, cache: Path, options: BuildOnnxWrapper) -> list[str]:
+    """Return the command by which the builder writes the ONNX model of *source* to *output*."""
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(output)]
+    command += ["-p", options.precision.value, "-e", options.execution_provider.value, "-c", str(cache)]
+    return [*command, "--extra_options", *_extra_options(options)]
+
+
+def mended(snapshot: Path, folder: Path) -> Path:
+    """Return *folder*, made with links to the files of *snapshot*, and settings from which the builder exports right.
+
+    These say which layers have a sliding window, which tokens end an answer, and that tokenizer.json is followed.
+    """
+    link_files(snapshot, folder)
+    config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
+    if lacking := layer_types(config) | one_limit(config):
+        replace_json(folder / "config.json", config | lacking)
+    replace_json(folder / "generation_config.json", generation_config(snapshot))
+    return folder
+
+
+def layer_types(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what *config*, of a config.json, lacks for the builder to see a window that every layer has.
 
     The builder learns from `layer_types` which layers have a sliding window. Where every layer has it, config.json does
-    not say so, and the export would attend to everything, without a word; so it is written out.
+    not say so, and the export would attend to everything, without a word.
     """
-    folder.mkdir(parents=True)
-    for path in snapshot.iterdir():
-        (folder / path.name).symlink_to(path.resolve())
-    architecture = json.loads((snapshot / "config.json").read_text())
-    family = architecture.get("model_type")
-    window = architecture.get("sliding_window", SLIDING_WINDOW.get(family))
-    if family in SLIDING_WINDOW and window is not None and "layer_types" not in architecture:
-        architecture |= {
-            "sliding_window": window,
-            "layer_types": ["sliding_attention"] * architecture["num_hidden_layers"],
-        }
-        (folder / "config.json").unlink()
-        (folder / "config.json").write_text(json.dumps(architecture, indent=2))
-    return folder
+    family = config.get("model_type")
+    window = config.get("sliding_window", SLIDING_WINDOW.get(str(family)))
+    if family not in SLIDING_WINDOW or window is None or "layer_types" in config:
+        return {}
+    return {"sliding_window": window, "layer_types": ["sliding_attention"] * config["num_hidden_layers"]}
 
 
 def _extra_options(options: BuildOnnxWrapper) -> list[str]:

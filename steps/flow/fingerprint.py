@@ -26,8 +26,8 @@ FACTS = "fingerprint.json"
 PINNED = re.compile(r"models:/(m-\w+|[^/@]+/\d+)|runs:/[0-9a-f]{32}/.+")
 """The URIs that always name the same model; an alias, a folder or `latest` may name another one later."""
 
-NOT_RESULTS = ("config", "safety")
-"""Rooms that no result depends on. The values of the configuration are facts of their own."""
+NOT_RESULTS = ("steps.config", "steps.safety", "steps.records.errors", "steps.checkpoint.hub_errors")
+"""Modules that no result depends on. Configured values are facts of their own, and a finished run had no error."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def sources_of(module: str) -> set[Path]:
     """Return the files of *module*, and of every module of ours that it imports, directly or not.
 
     Files that are not Python, such as a report's template, count if they are in the same folder. The modules are
-    parsed, not imported. Left out are the rooms NOT_RESULTS, modules with nothing but a docstring, and imports of a
+    parsed, not imported. Left out are NOT_RESULTS, modules with nothing but a docstring, and imports of a
     `__main__` block.
     """
     found: set[Path] = set()
@@ -105,7 +105,7 @@ def sources_of(module: str) -> set[Path]:
     while todo:
         name = todo.pop()
         path = _file_of(name)
-        if path is None or name in seen or name.split(".")[1:2] in [[room] for room in NOT_RESULTS]:
+        if path is None or name in seen or f"{name}.".startswith(tuple(f"{each}." for each in NOT_RESULTS)):
             continue
         seen.add(name)
         body = _body(path)

@@ -32,6 +32,9 @@ VERDICT = "verdict"
 GATES_DIGEST = "gates.sha256"
 """The hash of gates.json; on a run of evaluate and on a registered version."""
 
+END_TOKENS = "end_tokens"
+"""The ids of the tokens that end an answer, as a list in JSON: on the runs of both build steps."""
+
 CONTENT = "model.sha256"
 """The hash of a logged model's files; on the run of a build step and on a registered version."""
 

@@ -1,0 +1,106 @@
+"""How both wrappers read a checkpoint: its files and no others, one set of end tokens, one policy of sampling.
+
+End tokens: all that config.json, generation_config.json and the tokenizer name. Sampling: the likeliest token, unless
+a request asks to sample; what else generation_config.json asks for is not applied.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from steps.checkpoint.manifest import needed_files
+from steps.checkpoint.tokenizer_check import corrected_settings, own_tokenizer, read_json, read_settings
+
+NEUTRAL: dict[str, object] = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "length_penalty": 1.0,
+    "num_beams": 1,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": None,
+}
+"""What changes even the likeliest token in transformers, and the value with which it changes nothing."""
+
+SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""What changes an answer that is sampled."""
+
+
+def end_tokens(folder: Path) -> list[int]:
+    """Return the ids of the tokens that end an answer, all that the checkpoint in *folder* names, without doubles."""
+    named: list[object] = []
+    for file in (_generation_settings(folder), read_json(folder / "config.json")):
+        ids = file.get("eos_token_id")
+        named += ids if isinstance(ids, list) else [ids]
+    token = read_settings(folder).get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    named.append(own_tokenizer(folder).token_to_id(text) if isinstance(text, str) else None)
+    return list(dict.fromkeys(number for number in named if isinstance(number, int)))
+
+
+def generation_config(folder: Path) -> dict[str, Any]:
+    """Return the generation_config.json that says the policy for the checkpoint in *folder*."""
+    stated = read_json(folder / "config.json") | _generation_settings(folder)
+    ids = {key: stated[key] for key in ("bos_token_id", "pad_token_id") if stated.get(key) is not None}
+    return {**ids, "eos_token_id": end_tokens(folder), "do_sample": False}
+
+
+def neutral_options(folder: Path) -> dict[str, object]:
+    """Return what transformers' generate is told, so that it does not apply what the checkpoint in *folder* asks."""
+    return {key: NEUTRAL[key] for key in not_applied(folder) if key in NEUTRAL}
+
+
+def not_applied(folder: Path) -> dict[str, object]:
+    """Return what generation_config.json in *folder* asks for, and is not applied."""
+    found = _generation_settings(folder)
+    asked = {key: found[key] for key in (*NEUTRAL, *SAMPLING) if key in found}
+    return {key: value for key, value in asked.items() if value not in (None, False, NEUTRAL.get(key))}
+
+
+def _generation_settings(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def link_files(snapshot: Path, folder: Path) -> None:
+    """Make *folder* with links to the files of *snapshot* that belong to it, and settings that follow tokenizer.json.
+
+    Raises StepError when transformers cannot be made to follow it.
+    """
+    folder.mkdir(parents=True)
+    for path in needed_files(snapshot):
+        (folder / path.name).symlink_to(path.resolve())
+    if (settings := corrected_settings(snapshot)) is not None:
+        replace_json(folder / "tokenizer_config.json", settings)
+
+
+def replace_json(path: Path, content: dict[str, Any]) -> None:
+    """Write *content* to *path*; a link that is there is replaced, not followed."""
+    path.unlink(missing_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def only_needed(snapshot: Path) -> Iterator[Path]:
+    """Yield a folder with the files of *snapshot* that belong to it, and settings that follow tokenizer.json.
+
+    It is *snapshot* itself where that is such a folder already: MLflow's `stop` reads the tokenizer from it later on.
+    """
+    if set(needed_files(snapshot)) == set(snapshot.iterdir()) and corrected_settings(snapshot) is None:
+        yield snapshot
+        return
+    with tempfile.TemporaryDirectory() as work:
+        link_files(snapshot, Path(work) / "checkpoint")
+        yield Path(work) / "checkpoint"

@@ -1,0 +1,103 @@
+"""Both wrappers hold the manifest's files, follow tokenizer.json, and have one set of end tokens and one policy."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.models import Model
+from tokenizers import Tokenizer
+
+from steps.build_pipeline_wrapper import log_pipeline
+from steps.checkpoint.onnx_export import build_onnx
+from steps.checkpoint.policy import end_tokens, generation_config, neutral_options, not_applied, only_needed
+from steps.config.command_line import compose_config
+from steps.logged_models.logged_model import logged_folder
+from tests.checkpoint.test_checks import change, checkpoint, llama
+from tests.families import FAMILIES, save_checkpoint
+
+__all__ = ["checkpoint"]  # a fixture
+
+ASKED = {"do_sample": True, "repetition_penalty": 1.1, "temperature": 0.7, "top_p": 0.8, "no_repeat_ngram_size": 3}
+
+
+def test_the_end_tokens_are_all_that_any_file_names(checkpoint: Path) -> None:
+    # <|endoftext|> is 1019, <|end|> 1022; the tokenizer alone names the third.
+    change(checkpoint, "tokenizer_config.json", eos_token="</s>")
+    assert end_tokens(checkpoint) == [1019, 1022, 2]
+
+
+def test_an_end_token_that_only_the_tokenizer_names_is_enough(checkpoint: Path) -> None:
+    (checkpoint / "generation_config.json").unlink()
+    change(checkpoint, "config.json", eos_token_id=None)
+    change(checkpoint, "tokenizer_config.json", eos_token={"content": "<|end|>"})
+    assert end_tokens(checkpoint) == [1022]
+
+
+def test_what_the_checkpoint_asks_for_is_said_and_not_applied(checkpoint: Path) -> None:
+    assert not_applied(checkpoint) == {}
+    change(checkpoint, "generation_config.json", **ASKED)
+    assert not_applied(checkpoint) == ASKED
+    assert neutral_options(checkpoint) == {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    assert generation_config(checkpoint) == {
+        "bos_token_id": 1,
+        "pad_token_id": 1019,
+        "eos_token_id": [1019, 1022],
+        "do_sample": False,
+    }
+
+
+def test_files_that_are_no_part_of_a_checkpoint_stay_out(checkpoint: Path) -> None:
+    with only_needed(checkpoint) as folder:
+        assert folder == checkpoint
+    for name in ("optimizer.pt", "pytorch_model.bin", "modeling_phi3.py", ".git/config", "onnx/model.onnx"):
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        (checkpoint / name).write_text("not ours")
+    with only_needed(checkpoint) as folder:
+        assert {path.name for path in folder.iterdir()} == {path.name for path in checkpoint.iterdir()} - {
+            "optimizer.pt",
+            "pytorch_model.bin",
+            "modeling_phi3.py",
+            ".git",
+            "onnx",
+        }
+
+
+def test_settings_that_read_otherwise_are_corrected_in_a_copy(tmp_path: Path) -> None:
+    folder = llama(tmp_path, "LlamaTokenizerFast")
+    with only_needed(folder) as corrected:
+        settings = json.loads((corrected / "tokenizer_config.json").read_text())
+        assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "LlamaTokenizerFast"
+
+
+@pytest.mark.slow
+def test_both_wrappers_have_the_ids_and_the_end_tokens_of_the_checkpoint(store: str, tmp_path: Path) -> None:
+    folder = save_checkpoint(FAMILIES["llama"], tmp_path / "checkpoint")
+    change(folder, "tokenizer_config.json", tokenizer_class="LlamaTokenizerFast")
+    change(folder, "generation_config.json", eos_token_id=5, repetition_penalty=1.1)
+    (folder / "optimizer.pt").write_bytes(b"not ours")
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids, ends = own.encode("hello world", add_special_tokens=False).ids, end_tokens(folder)
+    assert 5 in ends
+    assert len(ends) > 1
+
+    options = compose_config(["onnx=fp32_cpu"])
+    build_onnx(folder, tmp_path / "onnx", options.build_onnx_wrapper, tmp_path / "log")
+    built = Tokenizer.from_file(str(tmp_path / "onnx" / "tokenizer.json"))
+    assert built.encode("hello world", add_special_tokens=False).ids == ids
+    assert built.decode(ids) == "hello world"
+    assert json.loads((tmp_path / "onnx" / "genai_config.json").read_text())["model"]["eos_token_id"] == ends
+
+    with mlflow.start_run(), only_needed(folder) as needed:
+        uri = log_pipeline(needed, "Why?", options.build_pipeline_wrapper)
+    with logged_folder(uri) as logged:
+        assert not list(logged.rglob("optimizer.pt"))
+        config = Model.load(str(logged)).flavors["python_function"]["config"]
+        assert (config["eos_token_id"], config["repetition_penalty"], config["do_sample"]) == (ends, 1.0, False)
+        model = mlflow.pyfunc.load_model(str(logged))
+        tokenizer = model.get_raw_model().tokenizer
+        assert tokenizer.encode("hello world", add_special_tokens=False) == ids
+        assert tokenizer.decode(ids) == "hello world"
+        (answer,) = model.predict({"messages": [{"role": "user", "content": "hello world"}], "max_tokens": 8})
+        assert answer["usage"]["completion_tokens"] <= 8
