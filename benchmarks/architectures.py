@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import machine
-from steps.checkpoint.onnx_export import builder_command, mended
+from steps.checkpoint.onnx_export import builder_command, mended, recipe_of
 from steps.config.command_line import compose_config
 from steps.config.schema import ROOT
 from steps.records.errors import first_line, in_one_line
@@ -221,7 +221,8 @@ def save(label: str, folder: Path) -> Any:  # noqa: ANN401  transformers has no 
 def build(checkpoint: Path, output: Path) -> None:
     """Write the fp32 build of *checkpoint* to *output* as the flow does, but in this process, which has it imported."""
     options = compose_config(["onnx=fp32_cpu"]).build_onnx_wrapper
-    command = builder_command(mended(checkpoint, output.parent / "source"), output, output.parent / "cache", options)
+    source, cache = mended(checkpoint, output.parent / "source"), output.parent / "cache"
+    command = builder_command(source, output, cache, recipe_of(options), options.execution_provider)
     sys.argv = command[2:]
     with redirect_stdout(io.StringIO()):
         runpy.run_module(command[2], run_name="__main__", alter_sys=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from steps.checkpoint.onnx_export import build_onnx
+from steps.checkpoint.onnx_export import build_onnx, recipe_of
 from steps.config.command_line import compose_config
 
 
@@ -18,11 +18,11 @@ def make_onnx(checkpoint: Path, work: Path, *overrides: str) -> Path:
     *overrides* are the flow's; without any it is what a user gets.
     """
     options = compose_config(list(overrides)).build_onnx_wrapper
-    kind = f"{options.precision.value}-{options.block_size}-{options.accuracy_level}"
+    kind = f"{recipe_of(options).name}-{options.block_size}-{options.accuracy_level}"
     folder = work / f"{checkpoint.name}-{kind}"
     if not (folder / "model.onnx").exists():
         work.mkdir(parents=True, exist_ok=True)
-        build_onnx(checkpoint, folder, options, work / f"{folder.name}.log")
+        build_onnx(checkpoint, folder, recipe_of(options), options.execution_provider, work / f"{folder.name}.log")
     return folder
 
 

@@ -103,6 +103,7 @@ def run_flow(work: Path, parameters: Iterable[str]) -> dict[str, Usage]:
         "model=local",
         f"model.path={work / 'checkpoint'}",
         "model.name=full_size",
+        "onnx=int4_cpu",
         "evaluate.limit=3",
         "evaluate.max_tokens=8",
         # At this size bf16 PyTorch takes a minute for a question: one call of each kind, where the default makes 64.

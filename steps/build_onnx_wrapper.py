@@ -1,8 +1,9 @@
 """build_onnx_wrapper: reads the snapshot of fetch_model; writes a Python model around onnxruntime-genai.
 
-onnxruntime-genai builds the ONNX model in a process of its own, so that its memory is given back. The step logs the
-wrapper with it (`steps/wrappers/onnx_chat.py` as code, the package `steps/wrappers/onnx` as an artifact), loads the
-logged model, and has it answer a question.
+onnxruntime-genai builds the ONNX model in a process of its own, so that its memory is given back. The build follows the
+recipe that the configuration names or, with onnx=auto, the first of several that keeps the fidelity gates of evaluate.
+The step logs the wrapper with it (`steps/wrappers/onnx_chat.py` as code, the package `steps/wrappers/onnx` as an
+artifact), loads the logged model, and has it answer a question.
 """
 
 import json
@@ -18,16 +19,17 @@ import mlflow
 from steps.checkpoint.checks import require_known_architecture, require_known_positions
 from steps.checkpoint.hub import fetch_onnx
 from steps.checkpoint.manifest import MANIFEST
-from steps.checkpoint.onnx_export import build_onnx, require_runnable
+from steps.checkpoint.onnx_export import build_onnx, recipe_of, require_runnable
 from steps.checkpoint.policy import end_tokens
 from steps.checkpoint.snapshot import present
 from steps.config.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
+from steps.ladder.climb import climb
 from steps.logged_models.logged_model import logged_folder, record_model, without_bytecode
 from steps.logged_models.requirements import locked
 from steps.records.errors import StepError
 from steps.records.files import describe, digest, files_below
 from steps.records.step import Inputs, Outputs
-from steps.records.tags import END_TOKENS
+from steps.records.tags import DIGEST, END_TOKENS
 from steps.wrappers import onnx_chat
 from steps.wrappers.onnx import model
 from steps.wrappers.onnx.signatures import chat_signature, prompt_signature
@@ -45,10 +47,16 @@ def run(config: Config, inputs: Inputs) -> Outputs:
             # fetch_model does not ask when it fetches for a prebuilt model.
             require_known_architecture(snapshot)
             require_known_positions(snapshot)
+            log = Path(work) / BUILDER_LOG
             try:
-                build_onnx(snapshot, onnx, options, Path(work) / BUILDER_LOG)
+                if options.ladder is None:
+                    build_onnx(snapshot, onnx, recipe_of(options), options.execution_provider, log)
+                else:
+                    digest_of_snapshot = inputs["fetch_model"].data.tags[DIGEST]
+                    onnx = climb(snapshot, digest_of_snapshot, options, Path(work), log, reuse=config.reuse)
             finally:
-                mlflow.log_artifact(f"{work}/{BUILDER_LOG}")
+                if log.is_file():
+                    mlflow.log_artifact(str(log))
             mlflow.set_tag(END_TOKENS, json.dumps(end_tokens(snapshot)))
         else:
             fetch_prebuilt(onnx, options, offline=config.fetch_model.offline)

@@ -20,7 +20,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from steps.config.schema import CANDIDATES, REFERENCE, Config, Evaluate, project_path
+from steps.config.schema import BUILD, CANDIDATES, FIDELITY, REFERENCE, Config, Evaluate, project_path
 from steps.evaluation.cost import by_prompt_length
 from steps.evaluation.gates import PASSED, Verdict, judge, overall, read_gates
 from steps.evaluation.metrics import Metrics, flatten, measure
@@ -32,12 +32,13 @@ from steps.extras.lm_eval_metrics import harness_metrics, write_harness
 from steps.logged_models.logged_model import checked_model
 from steps.logged_models.process import candidate
 from steps.measurement.measure import Measurements, measure_candidates
-from steps.records.artifacts import GATES, REPORT, SUMMARY, TABLE
+from steps.records.artifacts import GATES, LADDER, REPORT, SUMMARY, TABLE
 from steps.records.errors import StepError, first_line
 from steps.records.files import hash_file, hash_text
 from steps.records.step import Inputs, Outputs
-from steps.records.tags import DIGEST, GATES_DIGEST, VERDICT
+from steps.records.tags import DIGEST, GATES_DIGEST, RECIPE, VERDICT
 from steps.report.files import write_results
+from steps.report.ladder import Ladder
 from steps.report.results import Results
 
 
@@ -74,10 +75,11 @@ def run(config: Config, inputs: Inputs) -> Outputs:
             timings=[timing for own in found.measured.values() for timing in own.timings],
             method=method(options, found),
             provenance=provenance(runs, models, config),
+            ladder=ladder_of(runs[BUILD]),
         )
         gates_digest = log_results(results, harness, work / "results")
     mlflow.set_tags({VERDICT: overall(results.verdicts), GATES_DIGEST: gates_digest})
-    return hand_over(results.verdicts, judgement(gates_digest, runs))
+    return hand_over(results.verdicts, judgement(gates_digest, runs), chosen=RECIPE in runs[BUILD].data.tags)
 
 
 def fetched(uri: str, folder: Path) -> Path:
@@ -156,12 +158,25 @@ def judgement(gates_digest: str, runs: Mapping[str, Run]) -> str:
     return hash_text("\n".join([gates_digest, *(f"{name} {run.data.tags[DIGEST]}" for name, run in runs.items())]))
 
 
-def hand_over(verdicts: Sequence[Verdict], digest: str) -> Outputs:
-    """Return the files of the active run. Raises StepError, with every reason, unless all gates passed."""
+def ladder_of(built: Run) -> Ladder | None:
+    """Return what onnx=auto tried before it chose the build of the run *built*; None where a recipe was named."""
+    if RECIPE not in built.data.tags:
+        return None
+    found: Ladder = mlflow.artifacts.load_dict(f"{built.info.artifact_uri}/{LADDER}")
+    return found
+
+
+def hand_over(verdicts: Sequence[Verdict], digest: str, *, chosen: bool) -> Outputs:
+    """Return the files of the active run. Raises StepError, with every reason, unless all gates passed.
+
+    *chosen*: whether onnx=auto chose the build; otherwise it is what to try where the build is too far off.
+    """
     run_id = active_run().info.run_id
     if overall(verdicts) != PASSED:
         reasons = [verdict.reason for verdict in verdicts if verdict.verdict != PASSED]
-        msg = f"{'; '.join(reasons) or 'there are no gates'}; see {REPORT} of run {run_id}"
+        far = any(each.verdict != PASSED and each.metric.startswith(FIDELITY) for each in verdicts) and not chosen
+        remedy = "; try -P onnx=auto, which takes the smallest recipe that keeps the fidelity gates" if far else ""
+        msg = f"{'; '.join(reasons) or 'there are no gates'}{remedy}; see {REPORT} of run {run_id}"
         raise StepError(msg)
     files = {"gates": GATES, "report": REPORT, "summary": SUMMARY}
     return Outputs({name: f"runs:/{run_id}/{file}" for name, file in files.items()}, digest)

@@ -17,7 +17,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from steps.checkpoint.onnx_export import build_onnx
+from steps.checkpoint.onnx_export import build_onnx, recipe_of
 from steps.config.command_line import compose_config
 from steps.config.schema import CANDIDATES, Config, Evaluate, project_path
 from steps.evaluation.tasks import Example, read_examples
@@ -92,7 +92,8 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of an fp32 ONNX build of the embedded checkpoint; read only."""
 
     def build(folder: Path) -> None:
-        build_onnx(TINY, folder / "onnx", compose_config(["onnx=fp32_cpu"]).build_onnx_wrapper, folder / "builder.log")
+        options = compose_config(["onnx=fp32_cpu"]).build_onnx_wrapper
+        build_onnx(TINY, folder / "onnx", recipe_of(options), options.execution_provider, folder / "builder.log")
 
     return once(tmp_path_factory, "fp32", build) / "onnx"
 

@@ -9,21 +9,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from steps.checkpoint.onnx_recipes import Recipe, builder_arguments, unusable
 from steps.checkpoint.policy import generation_config, link_files, replace_json
-from steps.config.schema import BuildOnnxWrapper
+from steps.checkpoint.shared_embedding import share_embedding
+from steps.config.schema import BuildOnnxWrapper, ExecutionProvider
 from steps.records.errors import StepError
 
 SLIDING_WINDOW = {"mistral": 4096, "phi3": None}
 """Model types of which every layer has the sliding window, and its size in transformers where config.json has none."""
 
 
-def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper, log: Path) -> None:
+def recipe_of(options: BuildOnnxWrapper) -> Recipe:
+    """Return the recipe that *options*, which have no ladder, spell out."""
+    values = {key: getattr(options, key) for key in ("block_size", "algorithm", "accuracy_level", "symmetric")}
+    assert options.precision is not None
+    precision = options.precision.value
+    return Recipe(precision, precision, **values, shared_embedding=bool(options.shared_embedding))
+
+
+def build_onnx(snapshot: Path, output: Path, recipe: Recipe, provider: ExecutionProvider, log: Path) -> None:
     """Write the ONNX model of the checkpoint in *snapshot* to *output*, with genai_config.json and tokenizer.
 
-    All that the builder says goes to the file *log*. Raises StepError with its last line when it fails.
+    All that the builder says goes to the file *log*. Raises StepError before the build for a *recipe* that the
+    checkpoint cannot have, and with the builder's last line when it fails.
     """
+    if reason := unusable(recipe, json.loads((snapshot / "config.json").read_text(encoding="utf-8"))):
+        msg = f"recipe {recipe.name} cannot be built of this checkpoint: {reason}"
+        raise StepError(msg)
     with tempfile.TemporaryDirectory() as work:
-        command = builder_command(mended(snapshot, Path(work) / "source"), output, Path(work) / "cache", options)
+        source, cache = mended(snapshot, Path(work) / "source"), Path(work) / "cache"
+        command = builder_command(source, output, cache, recipe, provider)
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     log.write_text(f"{' '.join(command)}\n\n{done.stdout}\n{done.stderr}", encoding="utf-8")
@@ -31,6 +46,8 @@ def build_onnx(snapshot: Path, output: Path, options: BuildOnnxWrapper, log: Pat
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
         msg = f"onnxruntime-genai's builder failed: {lines[-1]} (all it said is in the run's {log.name})"
         raise StepError(msg)
+    if recipe.shares_after_the_build:
+        share_embedding(output)
 
 
 def one_limit(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,11 +64,10 @@ def one_limit(config: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def builder_command(source: Path, output: Path, cache: Path, options: BuildOnnxWrapper) -> list[str]:
+def builder_command(source: Path, output: Path, cache: Path, recipe: Recipe, provider: ExecutionProvider) -> list[str]:
     """Return the command by which the builder writes the ONNX model of *source* to *output*."""
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(output)]
-    command += ["-p", options.precision.value, "-e", options.execution_provider.value, "-c", str(cache)]
-    return [*command, "--extra_options", *_extra_options(options)]
+    return [*command, "-e", provider.value, "-c", str(cache), *builder_arguments(recipe)]
 
 
 def mended(snapshot: Path, folder: Path) -> Path:
@@ -78,14 +94,6 @@ def layer_types(config: Mapping[str, Any]) -> dict[str, Any]:
     if family not in SLIDING_WINDOW or window is None or "layer_types" in config:
         return {}
     return {"sliding_window": window, "layer_types": ["sliding_attention"] * config["num_hidden_layers"]}
-
-
-def _extra_options(options: BuildOnnxWrapper) -> list[str]:
-    # A cache of the window's size alone crashes past twice the window; the mask is in the attention operator anyway.
-    extra = ["hf_token=false", "windowed_kv_cache=false"]
-    if options.precision.value in ("int4", "int8"):
-        extra += [f"block_size={options.block_size}", f"accuracy_level={options.accuracy_level}"]
-    return extra
 
 
 def require_runnable(folder: Path) -> None:

@@ -9,16 +9,17 @@ import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from steps.config.schema import ROOT, Config
+from steps.config.schema import FIDELITY, ROOT, Config
 from steps.config.suggestions import advise
 from steps.config.validation import to_config
 from steps.config.values import holds_text
@@ -26,6 +27,8 @@ from steps.records.errors import ConfigError
 from steps.safety.secrets import refuse_secrets, refuse_tokens
 
 CONF = ROOT / "conf"
+EMBEDDED = "tiny_phi3"
+"""The model that is in the repository."""
 HYDRA_SWITCHES = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"}
 HYDRA_OPTIONS = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
 
@@ -89,7 +92,7 @@ def compose_config(overrides: list[str]) -> Config:
             composed = compose("config", overrides=overrides)
             return to_config(composed)
         except (HydraException, OmegaConfBaseException) as error:
-            defaults = compose("config")
+            defaults = compose("config", overrides=["onnx=auto"])  # it has the most keys
             raise ConfigError(advise(error, overrides, defaults, CONF)) from error
 
 
@@ -98,6 +101,14 @@ def register_schema() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("last_part", lambda path: _last_part(str(path)), replace=True)
     OmegaConf.register_new_resolver("temp_dir", tempfile.gettempdir, replace=True)
+    OmegaConf.register_new_resolver("onnx_for", lambda model: "int4_cpu" if model == EMBEDDED else "auto", replace=True)
+    OmegaConf.register_new_resolver("fidelity_gates", _fidelity_gates, replace=True)
+
+
+def _fidelity_gates(gates: DictConfig) -> dict[str, Any]:
+    """Return those of evaluate's *gates* that a build can be judged by before it is asked anything."""
+    plain: Any = OmegaConf.to_container(gates, resolve=True)
+    return {name: gate for name, gate in plain.items() if str(gate.get("metric")).startswith(FIDELITY)}
 
 
 def _last_part(path: str) -> str:

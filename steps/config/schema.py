@@ -70,6 +70,10 @@ REFERENCE, BUILD = "pipeline", "onnx"
 """The candidate that the others are compared with, and the candidate that the gates judge."""
 
 
+FIDELITY = f"{BUILD}.fidelity."
+"""How the metrics begin that say how close the build is to the reference."""
+
+
 class Source(Enum):
     """Where a snapshot comes from."""
 
@@ -130,18 +134,46 @@ class BuildPipelineWrapper:
     dtype: str
 
 
+RECIPE_KEYS = ("precision", "algorithm", "symmetric", "shared_embedding", "block_size", "accuracy_level")
+"""Those of `BuildOnnxWrapper` that say what the weights become."""
+
+
+@dataclass
+class Ladder:
+    """`recipes`: names of `onnx_recipes.LADDER`, tried in this order until one keeps the fidelity gates of `gates`.
+
+    What fidelity is measured on: the first questions of `task` with their references as answers (`scorer` and `limit`
+    as evaluate has them), and the file `text`; at most `context` tokens at a time. `seed`: of the intervals.
+    """
+
+    recipes: list[str]
+    gates: dict[str, Any]
+    task: str
+    scorer: str | None
+    limit: int | None
+    text: str | None
+    context: int
+    seed: int
+
+
 @dataclass
 class BuildOnnxWrapper:
     """Options of onnxruntime-genai's builder and of the wrapper.
 
-    `repo_id`, `revision`, `folder` name a prebuilt ONNX folder in a repository; then nothing is built.
+    `precision` to `accuracy_level` are the fields of an `onnx_recipes.Recipe`. With a `ladder` its recipes say them; a
+    block size or accuracy level that is given all the same holds for each. `repo_id`, `revision`, `folder` name a
+    prebuilt ONNX folder in a repository; then nothing is built.
     """
 
     interface: Interface
-    precision: Precision
     execution_provider: ExecutionProvider
-    block_size: int
-    accuracy_level: int
+    precision: Precision | None
+    algorithm: str | None
+    symmetric: bool | None
+    shared_embedding: bool | None
+    block_size: int | None
+    accuracy_level: int | None
+    ladder: Ladder | None
     max_tokens: int
     repo_id: str | None
     revision: str | None

@@ -6,13 +6,17 @@ from collections.abc import Iterator, Mapping
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from steps.checkpoint.onnx_recipes import LADDER
 from steps.config.schema import (
     CANDIDATES,
+    RECIPE_KEYS,
     STEPS,
     BuildOnnxWrapper,
     Config,
     Evaluate,
+    ExecutionProvider,
     Harness,
+    Ladder,
     Model,
     Register,
     Source,
@@ -31,6 +35,12 @@ EXTRAS = {
     "sweep.ray": ("ray", "requirements-ray.in"),
 }
 """Keys that ask for an optional feature, the package that it needs, and the file that installs the package."""
+
+FOR_EACH_RECIPE = ("block_size", "accuracy_level")
+"""Those that may also be given for all recipes that onnx=auto tries."""
+
+ALGORITHMS = ("default", "rtn_last", "k_quant", "k_quant_last", "k_quant_mixed")
+"""What onnxruntime-genai's builder knows as algo_config, and can do without calibration."""
 
 RESERVED_NAMES = r"(?i)champion|challenger|previous|latest|v?\d+|m-[0-9a-f]{32}|\.+"
 """Names that no registered model may have: aliases, versions, ids of logged models, parent folders."""
@@ -81,10 +91,35 @@ def _check_model(model: Model) -> None:
 
 
 def _check_onnx(onnx: BuildOnnxWrapper) -> None:
-    fits = onnx.block_size in (16, 32, 64, 128, 256)
+    given = {name: getattr(onnx, name) for name in RECIPE_KEYS}
+    for name, value in given.items():
+        if onnx.ladder is None:
+            expected = "a value: only onnx=auto chooses one"
+            _require(value is not None, f"build_onnx_wrapper.{name}", "null", expected)
+        elif name not in FOR_EACH_RECIPE:
+            expected = "null, because onnx=auto chooses it: name a recipe, such as onnx=int4_cpu, to set it"
+            _require(value is None, f"build_onnx_wrapper.{name}", getattr(value, "value", value), expected)
+    fits = onnx.block_size in (None, 16, 32, 64, 128, 256)
     _require(fits, "build_onnx_wrapper.block_size", onnx.block_size, "16, 32, 64, 128 or 256")
-    _require(onnx.accuracy_level in range(5), "build_onnx_wrapper.accuracy_level", onnx.accuracy_level, "0 to 4")
+    _require(
+        onnx.accuracy_level in (None, *range(5)), "build_onnx_wrapper.accuracy_level", onnx.accuracy_level, "0 to 4"
+    )
+    known = onnx.algorithm is None or onnx.algorithm in ALGORITHMS
+    _require(known, "build_onnx_wrapper.algorithm", onnx.algorithm, f"one of {', '.join(ALGORITHMS)}")
     _at_least(1, "build_onnx_wrapper.max_tokens", onnx.max_tokens)
+    if onnx.ladder is not None:
+        _check_ladder(onnx.ladder, onnx.execution_provider)
+
+
+def _check_ladder(ladder: Ladder, provider: ExecutionProvider) -> None:
+    names = [recipe.name for recipe in LADDER]
+    known = bool(ladder.recipes) and set(ladder.recipes) <= set(names)
+    _require(known, "build_onnx_wrapper.ladder.recipes", ladder.recipes, f"some of {', '.join(names)}")
+    expected = "a limit of onnx.fidelity.*, by which onnx=auto can choose: or name a recipe, such as onnx=int8_cpu"
+    _require(bool(ladder.gates), "evaluate.gates", "without fidelity", expected)
+    here = provider is ExecutionProvider.cpu
+    expected = "cpu, where onnx=auto can measure: name a recipe, such as onnx=int4_cuda"
+    _require(here, "build_onnx_wrapper.execution_provider", provider.value, expected)
 
 
 def _check_evaluate(evaluate: Evaluate) -> None:

@@ -147,6 +147,9 @@ def _files(step: str, config: Config) -> dict[str, str]:
     if step == "evaluate":
         files = {"evaluate.task": config.evaluate.task, "evaluate.fidelity.text": config.evaluate.fidelity.text}
         return {key: hash_file(project_path(path)) for key, path in files.items() if path is not None}
+    if step == "build_onnx_wrapper" and (ladder := config.build_onnx_wrapper.ladder):
+        files = {f"{step}.ladder.task": ladder.task, f"{step}.ladder.text": ladder.text}
+        return {key: hash_file(project_path(path)) for key, path in files.items() if path is not None}
     if step == "fetch_model" and config.model.source is Source.local:
         folder = project_path(str(config.model.path))
         return {"model.path": digest(describe(needed_files(folder), folder))}
@@ -189,4 +192,9 @@ def _harness(step: str, options: Harness) -> dict[str, str]:
 
 
 def _input_name(key: str) -> str:
-    return {"fetch_model": "snapshot", "model.path": "snapshot", "evaluate.task": "task"}.get(key, key)
+    return {
+        "fetch_model": "snapshot",
+        "model.path": "snapshot",
+        "evaluate.task": "task",
+        "build_onnx_wrapper.ladder.task": "task",
+    }.get(key, key)

@@ -8,6 +8,7 @@ In the process of a `candidate`: `loaded.run(function, loaded.folder, ...)`, whe
 import functools
 import json
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -192,6 +193,21 @@ class OnnxModel(LanguageModel):
             msg = f"the ONNX model gives logits of {len(logits)} in {len(tokens)} positions: build it with all of them"
             raise StepError(msg)
         return logits
+
+    def decode_rate(self, tokens: Sequence[int], new_tokens: int) -> float:
+        """Return the tokens a second of *new_tokens* greedy ones after *tokens*, without the time to the first."""
+        import onnxruntime_genai as og
+
+        params = og.GeneratorParams(self._model)
+        length = len(tokens) + new_tokens
+        params.set_search_options(batch_size=1, min_length=length, max_length=length, do_sample=False, num_beams=1)
+        generator = og.Generator(self._model, params)
+        generator.append_tokens(np.array([tokens], dtype=np.int32))
+        generator.generate_next_token()
+        started = time.perf_counter()
+        while not generator.is_done():
+            generator.generate_next_token()
+        return (new_tokens - 1) / (time.perf_counter() - started)
 
 
 def checkpoint_tokenizer(folder: Path) -> Tokenizer | None:

@@ -76,10 +76,29 @@ def candidate(name: str, folder: Path) -> Iterator[Candidate]:
 
     Does not wait for loading, so that several candidates load side by side.
     """
+    with _own_process() as pool:
+        yield Candidate(name, folder, pool)
+
+
+def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return function(*args, **kwargs), called in a process that ends with the call: its memory is given back.
+
+    As for `Candidate.run`. Raises StepError when the process dies.
+    """
+    with _own_process() as pool:
+        try:
+            return pool.submit(function, *args, **kwargs).result()
+        except BrokenProcessPool as error:
+            msg = f"the process of {function.__name__} died: it may have run out of memory"
+            raise StepError(msg) from error
+
+
+@contextlib.contextmanager
+def _own_process() -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)) as pool:
         process = pool.submit(os.getpid)
         try:
-            yield Candidate(name, folder, pool)
+            yield pool
         finally:
             # Killed, not asked to end: it may be in the middle of a long answer that is no longer needed.
             with contextlib.suppress(psutil.NoSuchProcess, BrokenProcessPool):

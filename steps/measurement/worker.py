@@ -82,7 +82,11 @@ def token_texts(
 
     Cut to *context* tokens, or to the model's own context if that is shorter.
     """
-    language = language_model(model, folder)
+    return texts_of(language_model(model, folder), chats, text, context)
+
+
+def texts_of(language: LanguageModel, chats: Sequence[tuple[Chat, str]], text: str | None, context: int) -> list[Text]:
+    """Return *chats*, each with an answer, and *text*, as the ids that *language* reads; see `token_texts`."""
     context = min(context, language.context)
     texts = [shortened(Text(*language.chat(chat, answer)), context) for chat, answer in chats]
     return texts + (chunks(*language.text(text), context) if text is not None else [])

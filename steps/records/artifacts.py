@@ -22,6 +22,9 @@ REPORT, GATES, SUMMARY, SCORES = "report.html", "gates.json", "summary.txt", "sc
 PREDICTIONS, TABLE = "predictions.jsonl", "predictions_table.json"
 """Artifacts of evaluate. register reads the gates, the scores (for the model card) and the predictions' examples."""
 
+LADDER = "ladder.json"
+"""What build_onnx_wrapper logs of the recipes that onnx=auto tried; evaluate's report shows it."""
+
 REGISTERED = "registered.json"
 """Artifact of register: versions, aliases, and the history of champions."""
 

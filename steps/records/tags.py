@@ -26,6 +26,9 @@ REUSED_FROM = "reused_from."
 SNAPSHOT_BYTES = "fetch_model.snapshot.bytes"
 """The metric of fetch_model that says how large the checkpoint is."""
 
+RECIPE = "onnx.recipe"
+"""Which recipe onnx=auto chose: on the run of build_onnx_wrapper, and on a registered version."""
+
 VERDICT = "verdict"
 """The verdict of evaluate's gates."""
 

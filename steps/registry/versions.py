@@ -11,13 +11,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from steps.checkpoint.manifest import MANIFEST, Manifest
-from steps.config.schema import BUILD
+from steps.config.schema import BUILD, RECIPE_KEYS
 from steps.evaluation.gates import PASSED
 from steps.logged_models.logged_model import checked_model
 from steps.records.artifacts import GATES, missing_artifact
 from steps.records.errors import StepError
 from steps.records.files import hash_text
-from steps.records.tags import CONTENT, GATES_DIGEST, outputs
+from steps.records.tags import CONTENT, GATES_DIGEST, RECIPE, outputs
 
 
 def passed_gates(evaluate: Run) -> str:
@@ -74,7 +74,8 @@ def _onnx_tags(built: Run) -> dict[str, str]:
         ready = _manifest(built)
         origin = {"onnx.location": ready.location, "onnx.revision": ready.revision, "onnx.folder": options["folder"]}
     else:
-        origin, named = {}, ["precision", "block_size", "accuracy_level", *named]
+        origin = {RECIPE: built.data.tags[RECIPE]} if RECIPE in built.data.tags else {}
+        named = [*RECIPE_KEYS, *named]
     return origin | {f"onnx.{name}": options.get(name, "") for name in named}
 
 

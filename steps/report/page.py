@@ -16,6 +16,9 @@ from steps.evaluation.fidelity import TokenFidelity
 from steps.evaluation.gates import FAILED, INCONCLUSIVE, PASSED, Verdict, overall
 from steps.evaluation.metrics import meaning, show, split_name
 from steps.evaluation.predictions import Prediction
+from steps.report.ladder import HEAD, Ladder
+from steps.report.ladder import draw as draw_ladder
+from steps.report.ladder import rows as rungs
 from steps.report.results import Results
 from steps.report.style import COLOURS, inline_svg
 from steps.report.tables import Cell, Row, figure_cell, metric_rows
@@ -97,6 +100,7 @@ def write_report(path: Path, results: Results, plots: Mapping[str, Figure]) -> N
         areas=_by_area(rows),
         fidelity=any(row.name.startswith("fidelity.") for row in rows),
         plots=[(name, _inline(plot), CAPTIONS.get(name, name)) for name, plot in plots.items()],
+        ladder=_ladder_section(results.ladder),
         notable=notable[:SHOWN],
         notable_total=len(notable),
         remote=furthest_examples(results.predictions, results.reference, results.fidelity),
@@ -175,6 +179,11 @@ def limits(verdict: Verdict) -> str:
     unit = meaning(split_name(verdict.metric)[1]).unit
     pairs = (("at least", verdict.min), ("at most", verdict.max))
     return ", ".join(f"{words} {show(limit, unit)}" for words, limit in pairs if limit is not None)
+
+
+def _ladder_section(ladder: Ladder | None) -> dict[str, Any] | None:
+    """Return what the page shows of *ladder*: the head and the rows of its table, and its plot."""
+    return ladder and {"head": HEAD, "rows": rungs(ladder), "plot": _inline(draw_ladder(ladder))}
 
 
 def _inline(figure: Figure) -> Markup:

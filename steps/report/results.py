@@ -8,6 +8,7 @@ from steps.evaluation.fidelity import TokenFidelity
 from steps.evaluation.gates import Verdict
 from steps.evaluation.metrics import Metrics
 from steps.evaluation.predictions import Prediction
+from steps.report.ladder import Ladder
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Results:
     """What was found, and how.
 
     `fidelity`: by candidate, where text n is example n, and texts beyond the last example are of none. `method` says
-    how it was measured, `provenance` what was measured, as labels and values.
+    how it was measured, `provenance` what was measured, as labels and values. `ladder`: what onnx=auto tried.
     """
 
     title: str
@@ -27,6 +28,7 @@ class Results:
     timings: Sequence[Timing]
     method: Mapping[str, object]
     provenance: Mapping[str, object]
+    ladder: Ladder | None = None
 
     @property
     def candidates(self) -> list[str]:

@@ -9,7 +9,7 @@ from mlflow.models import Model
 from tokenizers import Tokenizer
 
 from steps.build_pipeline_wrapper import log_pipeline
-from steps.checkpoint.onnx_export import build_onnx
+from steps.checkpoint.onnx_export import build_onnx, recipe_of
 from steps.checkpoint.policy import end_tokens, generation_config, neutral_options, not_applied, only_needed
 from steps.config.command_line import compose_config
 from steps.logged_models.logged_model import logged_folder
@@ -83,7 +83,8 @@ def test_both_wrappers_have_the_ids_and_the_end_tokens_of_the_checkpoint(store: 
     assert len(ends) > 1
 
     options = compose_config(["onnx=fp32_cpu"])
-    build_onnx(folder, tmp_path / "onnx", options.build_onnx_wrapper, tmp_path / "log")
+    onnx = options.build_onnx_wrapper
+    build_onnx(folder, tmp_path / "onnx", recipe_of(onnx), onnx.execution_provider, tmp_path / "log")
     built = Tokenizer.from_file(str(tmp_path / "onnx" / "tokenizer.json"))
     assert built.encode("hello world", add_special_tokens=False).ids == ids
     assert built.decode(ids) == "hello world"

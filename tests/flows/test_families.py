@@ -20,7 +20,9 @@ from steps.build_onnx_wrapper import log_wrapper
 from steps.build_pipeline_wrapper import log_pipeline
 from steps.checkpoint import onnx_export
 from steps.checkpoint.onnx_export import build_onnx
+from steps.checkpoint.onnx_recipes import Recipe
 from steps.config.command_line import compose_config
+from steps.config.schema import ExecutionProvider
 from steps.logged_models.language_model import OnnxModel, TorchModel
 from steps.wrappers.onnx.detokenizer import Detokenizer
 from steps.wrappers.onnx.tokenizer import ChatTokenizer
@@ -28,7 +30,7 @@ from tests.conftest import QUICK, run
 from tests.families import FAMILIES, WINDOW, Family, logits_of, save_checkpoint, save_tokenizer
 from tests.hub_server import environment, serving_hub
 
-FP32 = compose_config(["onnx=fp32_cpu"]).build_onnx_wrapper
+FP32 = Recipe("fp32", "fp32")
 HARD_TEXT = [
     "What is the capital of Spain?",
     " a  b   c    d     e ",
@@ -65,7 +67,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Built]:
     def build(name: str) -> Built:
         folder = tmp_path_factory.mktemp(name)
         checkpoint = save_checkpoint(FAMILIES[name], folder / name)
-        build_onnx(checkpoint, folder / "onnx", FP32, folder / "log")
+        build_onnx(checkpoint, folder / "onnx", FP32, ExecutionProvider.cpu, folder / "log")
         tokens = torch.randint(10, 350, (LONG,), generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             logits = AutoModelForCausalLM.from_pretrained(checkpoint)(tokens[None]).logits[0]
@@ -137,7 +139,7 @@ def test_a_mistral_exported_as_it_is_forgets_its_window(
 ) -> None:
     model = built("mistral")
     monkeypatch.setattr(onnx_export, "SLIDING_WINDOW", {})
-    build_onnx(model.checkpoint, tmp_path / "onnx", FP32, tmp_path / "log")
+    build_onnx(model.checkpoint, tmp_path / "onnx", FP32, ExecutionProvider.cpu, tmp_path / "log")
     difference = np.abs(logits_of(tmp_path / "onnx", model.tokens) - model.logits).max(axis=1)
     assert difference[:WINDOW].max() <= 1e-3
     assert difference[WINDOW + 1 :].max() > 0.1
@@ -181,7 +183,7 @@ def overrides(task: Path) -> list[str]:
     """Return what makes the evaluation fit for weights that know nothing."""
     gates = compose_config([]).evaluate.gates
     without = [f"~evaluate.gates.{name}" for name, gate in gates.items() if "integrity" not in gate["metric"]]
-    return [f"evaluate.task={task}", "evaluate.max_tokens=24", *QUICK, *without]
+    return ["onnx=int4_cpu", f"evaluate.task={task}", "evaluate.max_tokens=24", *QUICK, *without]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from steps.checkpoint.onnx_export import build_onnx
+from steps.checkpoint.onnx_export import build_onnx, recipe_of
 from steps.config.command_line import compose_config
 from steps.wrappers.onnx.og_model import OgModel
 from steps.wrappers.onnx.scheduler import Scheduler
@@ -43,7 +43,7 @@ def lfm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[OgModel, Any]:
     theirs = AutoModelForCausalLM.from_config(config)
     theirs.save_pretrained(folder)
     options = compose_config(["onnx=fp32_cpu"]).build_onnx_wrapper
-    build_onnx(folder, folder / "onnx", options, folder / "builder.log")
+    build_onnx(folder, folder / "onnx", recipe_of(options), options.execution_provider, folder / "builder.log")
     return OgModel(folder / "onnx", 1), theirs
 
 

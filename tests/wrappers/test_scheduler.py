@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from steps.checkpoint.onnx_export import build_onnx
+from steps.checkpoint.onnx_export import build_onnx, recipe_of
 from steps.config.command_line import compose_config
 from steps.wrappers.onnx import scheduler as scheduler_module
 from steps.wrappers.onnx.og_model import OgModel
@@ -54,7 +54,8 @@ def int4(tmp_path_factory: pytest.TempPathFactory) -> OgModel:
     """Return the embedded model as the flow builds it."""
     folder = tmp_path_factory.mktemp("int4")
     options = compose_config([]).build_onnx_wrapper
-    build_onnx(ROOT / "models" / "tiny_phi3", folder / "onnx", options, folder / "builder.log")
+    tiny, recipe = ROOT / "models" / "tiny_phi3", recipe_of(options)
+    build_onnx(tiny, folder / "onnx", recipe, options.execution_provider, folder / "builder.log")
     return OgModel(folder / "onnx", 1)
 
 

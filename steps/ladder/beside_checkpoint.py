@@ -1,0 +1,115 @@
+"""A build measured beside its checkpoint: each is loaded alone, in a process that ends with the call.
+
+The checkpoint's logits are computed once and lie in files: its memory is given back before anything is built.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import psutil
+
+from steps.config.schema import Ladder, project_path
+from steps.evaluation.fidelity import Logits, Text, TokenFidelity, compare, joined, measured_rows
+from steps.evaluation.tasks import read_examples
+from steps.logged_models.language_model import OnnxModel, TorchModel
+from steps.measurement.measure import COMPARES_TEXT
+from steps.measurement.worker import Chat, texts_of
+from steps.records.errors import StepError
+from steps.wrappers.onnx_chat import usable_cpus
+
+QUESTIONS = 100
+"""Of the task, that are read with their references as answers."""
+MOST_TOKENS = 8192
+"""Measured of the text file: each of them takes 4 bytes for each entry of the vocabulary on disk."""
+PROMPT, ANSWER, ROUNDS = 64, 64, 3
+"""Tokens of a decoding that is timed, and how often; the median counts."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What fidelity is measured on: questions with answers, and a text, at most *context* tokens at a time."""
+
+    chats: list[tuple[Chat, str]]
+    text: str | None
+    context: int
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The checkpoint's logits of the measured tokens of *texts*, in files of *folder*; computed in *dtype*."""
+
+    texts: list[Text]
+    folder: Path
+    dtype: str
+
+    def logits(self, number: int) -> Logits:
+        """Return those of text *number*, memory-mapped."""
+        logits: Logits = np.load(self.folder / f"{number}.npy", mmap_mode="r")
+        return logits
+
+
+def material_of(ladder: Ladder) -> Material:
+    """Return what *ladder* measures on. Raises StepError when that is nothing."""
+    examples = read_examples(project_path(ladder.task), ladder.limit, ladder.scorer)
+    chats = [(each.messages, each.reference) for each in examples if each.scorer in COMPARES_TEXT][:QUESTIONS]
+    text = project_path(ladder.text).read_text(encoding="utf-8") if ladder.text else None
+    if not chats and not text:
+        msg = f"{ladder.task} has no reference that is an answer: give a text with -P evaluate.fidelity.text=FILE"
+        raise StepError(msg)
+    return Material(chats, text, ladder.context)
+
+
+def reference_of(snapshot: Path, material: Material, folder: Path) -> Reference:
+    """Write the logits of transformers alone for the checkpoint in *snapshot* to *folder*."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(usable_cpus())
+    # On a CPU without bf16 of its own also the faster one.
+    dtype = "float32" if psutil.virtual_memory().available > _fp32_bytes(snapshot) else "auto"
+    model = AutoModelForCausalLM.from_pretrained(snapshot, dtype=dtype, local_files_only=True)
+    language = TorchModel(model, snapshot)
+    read = texts_of(language, material.chats, material.text, material.context)
+    texts = _limited([text for text in read if text.begins < len(text.ids)], len(material.chats))
+    for number, text in enumerate(texts):
+        np.save(folder / f"{number}.npy", measured_rows(language.logits(text.ids), text))
+    return Reference(texts, folder, str(model.dtype).removeprefix("torch."))
+
+
+def measure_build(onnx: Path, reference: Reference) -> tuple[TokenFidelity, float]:
+    """Return the fidelity of the build in the folder *onnx* to *reference*, and its tokens a second.
+
+    Raises ValueError when their vocabularies differ, StepError when the build does not give all logits.
+    """
+    build = OnnxModel(onnx)
+    parts = [
+        compare(number, text, reference.logits(number), measured_rows(build.logits(text.ids), text))
+        for number, text in enumerate(reference.texts)
+    ]
+    prompt = reference.texts[-1].ids[:PROMPT]
+    return joined(parts), median(build.decode_rate(prompt, ANSWER) for _ in range(ROUNDS))
+
+
+def weights_bytes(folder: Path) -> int:
+    """Return the bytes of the weights in *folder*, a checkpoint's or a build's, with the graph."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".onnx", ".data"))
+
+
+def _limited(texts: Sequence[Text], chats: int) -> list[Text]:
+    """Return *texts*, the first *chats* of which are chats, without pieces of the text file beyond MOST_TOKENS."""
+    kept, measured = list(texts[:chats]), 0
+    for text in texts[chats:]:
+        if measured < MOST_TOKENS:
+            kept.append(text)
+            measured += len(text.ids) - text.begins
+    return kept
+
+
+def _fp32_bytes(snapshot: Path) -> int:
+    config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
+    wide = "float32" in (config.get("dtype"), config.get("torch_dtype"))
+    return weights_bytes(snapshot) * (1 if wide else 2)

@@ -1,0 +1,173 @@
+"""Climb the ladder: build and measure recipes in their order, and stop at the first that keeps the fidelity gates."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+from steps.checkpoint.onnx_export import build_onnx
+from steps.checkpoint.onnx_recipes import LADDER, Recipe, unusable
+from steps.config.schema import BUILD, BuildOnnxWrapper, Ladder
+from steps.evaluation.fidelity import fidelity_metrics
+from steps.evaluation.gates import FAILED, PASSED, judge, overall, read_gates
+from steps.ladder.beside_checkpoint import Reference, material_of, measure_build, reference_of, weights_bytes
+from steps.ladder.rungs import SKIPPED, Rung, facts_of, finished_rung, rung_run
+from steps.logged_models.process import apart
+from steps.records import artifacts
+from steps.records.errors import StepError, one_line
+from steps.records.tags import RECIPE
+from steps.report.ladder import draw, progress, table
+from steps.report.style import save
+
+
+def recipes_of(options: BuildOnnxWrapper) -> list[Recipe]:
+    """Return the recipes of the ladder of *options* in their order, with what *options* say of all of them."""
+    assert options.ladder is not None
+    by_name = {recipe.name: recipe for recipe in LADDER}
+    given = {key: getattr(options, key) for key in ("block_size", "accuracy_level")}
+    same = {key: value for key, value in given.items() if value is not None}
+    return [replace(by_name[name], **same) for name in options.ladder.recipes]
+
+
+class Climb:
+    """A checkpoint and its ladder; what is built lies in `onnx` below *work*, one build at a time."""
+
+    def __init__(self, snapshot: Path, digest: str, options: BuildOnnxWrapper, work: Path, log: Path) -> None:
+        assert options.ladder is not None
+        self.snapshot, self.digest, self.options, self.work, self.log = snapshot, digest, options, work, log
+        self.ladder: Ladder = options.ladder
+        self.gates = read_gates(self.ladder.gates)
+        self.architecture: dict[str, Any] = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
+        self.material = material_of(self.ladder)
+        self.onnx = work / "onnx"
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The checkpoint's own logits: computed when the first recipe needs them."""
+        folder = self.work / "reference"
+        folder.mkdir()
+        print(f"  onnx=auto: the checkpoint's own probabilities on {len(self.material.chats)} questions", flush=True)
+        return apart(reference_of, self.snapshot, self.material, folder)
+
+    def build(self, recipe: Recipe) -> None:
+        """Build *recipe* in the place of the build before. Raises StepError."""
+        shutil.rmtree(self.onnx, ignore_errors=True)
+        build_onnx(self.snapshot, self.onnx, recipe, self.options.execution_provider, self.log)
+
+    def rung(self, recipe: Recipe, *, reuse: bool) -> Rung:
+        """Return how *recipe* does: measured now, or with *reuse* once before."""
+        if reason := unusable(recipe, self.architecture):
+            return Rung(recipe, SKIPPED, reason)
+        facts = facts_of(recipe, self.digest, self.material)
+        if reuse and (found := finished_rung(facts)):
+            return self._judged(recipe, dict(found.data.metrics), found.info.run_id, reused=True)
+        reference = self.reference  # outside: if it cannot be had, no recipe is to blame
+        try:
+            with rung_run(recipe, facts) as run:
+                figures = self._measure(recipe, reference)
+                mlflow.log_metrics(figures)
+        except StepError as error:
+            return Rung(recipe, FAILED, one_line(error))
+        return self._judged(recipe, figures, run.info.run_id, reused=False)
+
+    def _measure(self, recipe: Recipe, reference: Reference) -> dict[str, float]:
+        started = time.monotonic()
+        try:
+            self.build(recipe)
+        finally:
+            if self.log.is_file():
+                mlflow.log_artifact(str(self.log))
+        built = time.monotonic()
+        try:
+            tokens, rate = apart(measure_build, self.onnx, reference)
+        except Exception as error:
+            # Any failure of a build is a finding: the next recipe may do better.
+            msg = f"the build by recipe {recipe.name} cannot be measured: {one_line(error)}"
+            raise StepError(msg) from error
+        size = weights_bytes(self.onnx)
+        return fidelity_metrics(tokens, self.ladder.seed) | {
+            "cost.size_bytes": float(size),
+            "cost.size_ratio": size / weights_bytes(self.snapshot),
+            "cost.decode_tokens_per_second": rate,
+            "cost.build_seconds": built - started,
+            "cost.measure_seconds": time.monotonic() - built,
+        }
+
+    def _judged(self, recipe: Recipe, figures: dict[str, float], run_id: str, *, reused: bool) -> Rung:
+        verdicts = judge({f"{BUILD}.{name}": value for name, value in figures.items()}, self.gates)
+        unkept = [verdict.reason for verdict in verdicts if verdict.verdict != PASSED]
+        return Rung(recipe, overall(verdicts), "; ".join(unkept) or "keeps all", run_id, reused, figures)
+
+
+def climb(snapshot: Path, digest: str, options: BuildOnnxWrapper, work: Path, log: Path, *, reuse: bool) -> Path:
+    """Return the folder of the first build of *snapshot*, whose digest is *digest*, that keeps the fidelity gates.
+
+    Logs the ladder on the active run, with the recipe that won as parameters. With *reuse*, what a run has measured
+    before is not measured again. Raises StepError when no recipe keeps them, and what `build_onnx` raises.
+    """
+    here = Climb(snapshot, digest, options, work, log)
+    rungs: list[Rung] = []
+    for recipe in recipes_of(options):
+        rungs.append(here.rung(recipe, reuse=reuse))
+        print(f"  {progress(as_dict(rungs[-1]))}", flush=True)
+        if rungs[-1].verdict == PASSED:
+            break
+    log_ladder(rungs, here)
+    chosen = rungs[-1]
+    if chosen.verdict != PASSED:
+        raise StepError(none_holds(rungs))
+    log_recipe(chosen.recipe, options)
+    if chosen.reused:
+        here.build(chosen.recipe)
+    return here.onnx
+
+
+def as_dict(rung: Rung) -> dict[str, Any]:
+    """Return *rung* as `ladder.json` keeps it: what is not a finite figure is None."""
+    figures = {name: value if math.isfinite(value) else None for name, value in rung.figures.items()}
+    return asdict(rung) | {"figures": figures}
+
+
+def log_ladder(rungs: Sequence[Rung], here: Climb) -> None:
+    """Log *rungs* on the active run, for programs, as a table, and as a plot."""
+    reached = rungs[-1].verdict == PASSED
+    ladder = {
+        "chosen": rungs[-1].recipe.name if reached else None,
+        "questions": len(here.material.chats),
+        "text": here.ladder.text,
+        "gates": here.ladder.gates,
+        "rungs": [as_dict(rung) for rung in rungs],
+    }
+    mlflow.log_dict(ladder, artifacts.LADDER)
+    mlflow.log_text(table(ladder), "ladder.md")
+    if any(rung.figures for rung in rungs):
+        (here.work / "plots").mkdir()
+        save({"ladder": draw(ladder)}, here.work / "plots")
+        mlflow.log_artifacts(str(here.work / "plots"), "plots")
+
+
+def log_recipe(recipe: Recipe, options: BuildOnnxWrapper) -> None:
+    """Log *recipe*, which the ladder chose, as if *options* had named it: what asks how a build was made reads this."""
+    values = {key: value for key, value in asdict(recipe).items() if key != "name" and getattr(options, key) is None}
+    mlflow.log_params({f"build_onnx_wrapper.{key}": value for key, value in values.items()})
+    mlflow.set_tag(RECIPE, recipe.name)
+
+
+def none_holds(rungs: Sequence[Rung]) -> str:
+    """Return in one line that none of *rungs* keeps the gates, how near the nearest comes, and what to try."""
+    measured = [rung for rung in rungs if math.isfinite(rung.figures.get("fidelity.kl_mean", math.nan))]
+    if not measured:
+        return f"onnx=auto: no recipe could be built and measured: {rungs[-1].recipe.name}: {rungs[-1].reason}"
+    best = min(measured, key=lambda rung: rung.figures["fidelity.kl_mean"])
+    ratio, kl, top = (best.figures[f"fidelity.{name}"] for name in ("perplexity_ratio", "kl_mean", "same_top"))
+    return (
+        f"onnx=auto: no recipe keeps the fidelity gates; {best.recipe.name} comes nearest with a perplexity ratio of "
+        f"{ratio:.4g}, KL {kl:.3g}, same top token {top:.1%}: {best.reason}; widen these gates, or take another model"
+    )

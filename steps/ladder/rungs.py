@@ -1,0 +1,99 @@
+"""A rung: one recipe, built and measured in a run of its own below the step's, which a later ladder finds again.
+
+Whoever changes a gate, or goes on after a kill, measures no recipe twice.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from steps.checkpoint import onnx_export, onnx_recipes, shared_embedding
+from steps.checkpoint.onnx_recipes import Recipe
+from steps.config.schema import ROOT
+from steps.evaluation import fidelity
+from steps.ladder import beside_checkpoint
+from steps.ladder.beside_checkpoint import Material
+from steps.logged_models import language_model
+from steps.records.errors import StepError, one_line
+from steps.records.files import hash_file, hash_text
+from steps.records.tags import ERROR, FINGERPRINT, PROCESS, STEP
+from steps.safety.processes import process_tag
+
+RUNG = "rung"
+SKIPPED = "skipped"
+
+MADE_BY: tuple[ModuleType, ...] = (
+    onnx_export,
+    onnx_recipes,
+    shared_embedding,
+    fidelity,
+    language_model,
+    beside_checkpoint,
+)
+"""The modules on which the figures of a rung depend."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """How a recipe did: `figures` by name, empty where it was not measured; `reason` of its `verdict`."""
+
+    recipe: Recipe
+    verdict: str
+    reason: str
+    run_id: str | None = None
+    reused: bool = False
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def facts_of(recipe: Recipe, snapshot_digest: str, material: Material) -> dict[str, object]:
+    """Return what the figures of *recipe* depend on; gates are no part of it."""
+    return {
+        "recipe": asdict(recipe),
+        "snapshot": snapshot_digest,
+        "material": hash_text(json.dumps(asdict(material), sort_keys=True)),
+        "sources": {str(module.__name__): hash_file(Path(str(module.__file__))) for module in MADE_BY},
+        "lock": hash_file(ROOT / "requirements.txt"),
+    }
+
+
+def fingerprint_of(facts: Mapping[str, object]) -> str:
+    """Return *facts* as one hash."""
+    return hash_text(json.dumps(facts, sort_keys=True))
+
+
+def finished_rung(facts: Mapping[str, object]) -> Run | None:
+    """Return the newest finished run with these *facts* in the store, or None."""
+    client = MlflowClient()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    condition = f"tags.`{FINGERPRINT}` = '{fingerprint_of(facts)}' and attributes.status = 'FINISHED'"
+    found = client.search_runs(experiments, condition, order_by=["attributes.end_time DESC"], max_results=1)
+    return found[0] if found else None
+
+
+@contextmanager
+def rung_run(recipe: Recipe, facts: Mapping[str, object]) -> Iterator[Run]:
+    """Open a run for *recipe* below the active one; what the body logs is its. It can be found once it has ended."""
+    parent = mlflow.active_run()
+    assert parent is not None
+    with mlflow.start_run(
+        run_name=recipe.name,
+        experiment_id=parent.info.experiment_id,
+        nested=True,
+        tags={STEP: RUNG, PROCESS: process_tag()},
+        log_system_metrics=False,
+    ) as run:
+        mlflow.log_params({key: str(value) for key, value in asdict(recipe).items()})
+        mlflow.log_dict(dict(facts), "fingerprint.json")
+        try:
+            yield run
+        except StepError as error:
+            mlflow.set_tag(ERROR, one_line(error))
+            raise
+        mlflow.set_tag(FINGERPRINT, fingerprint_of(facts))
