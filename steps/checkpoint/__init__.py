@@ -8,7 +8,6 @@ checks.py            can this checkpoint become what was asked for? asked before
 tokenizer_check.py   the checks of tokenizer and chat template
 weights_check.py     the checks of the safetensors headers
 policy.py            the files, end tokens and sampling that both wrappers take from a checkpoint
-onnx_recipes.py      what the weights of a build become, and what cannot be built
 onnx_export.py       from a checkpoint to an ONNX folder, in a process of its own
 shared_embedding.py  an embedding that is read from the 8 bits of the head
 """

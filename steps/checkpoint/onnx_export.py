@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steps.checkpoint.onnx_recipes import Recipe, builder_arguments, unusable
 from steps.checkpoint.policy import generation_config, link_files, replace_json
 from steps.checkpoint.shared_embedding import share_embedding
 from steps.config.schema import BuildOnnxWrapper, ExecutionProvider
 from steps.records.errors import StepError
+from steps.records.onnx_recipes import Recipe, builder_arguments, unusable
 
 SLIDING_WINDOW = {"mistral": 4096, "phi3": None}
 """Model types of which every layer has the sliding window, and its size in transformers where config.json has none."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from steps.checkpoint.onnx_recipes import LADDER
 from steps.config.schema import (
     CANDIDATES,
     RECIPE_KEYS,
@@ -26,6 +25,7 @@ from steps.config.values import flat_dict
 from steps.evaluation.gates import read_gates
 from steps.evaluation.tasks import read_examples
 from steps.records.errors import ConfigError
+from steps.records.onnx_recipes import LADDER
 
 EXTRAS = {
     "evaluate.harness.tasks": ("lm_eval", "requirements-lm-eval.txt"),
