@@ -25,9 +25,9 @@ from typing import Any
 
 from benchmarks.report import machine
 from steps.checkpoint.onnx_export import builder_command, mended
-from steps.checkpoint.onnx_recipes import Recipe
 from steps.config.schema import ROOT, ExecutionProvider
 from steps.records.errors import first_line, in_one_line
+from steps.records.onnx_recipes import Recipe
 
 MEASURES = ("alone", "rewound", "padded batch")
 FORK = multiprocessing.get_context("fork")
@@ -48,15 +48,6 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 1019,
     "pad_token_id": 0,
-}
-ROPE: dict[str, dict[str, Any]] = {
-    "rope_type": "longrope",
-    "type": "longrope",
-    "rope_theta": 10000.0,
-    "short_factor": [1.0 + 0.1 * number for number in range(12)],
-    "long_factor": [2.0 + 0.5 * number for number in range(12)],
-    "partial_rotary_factor": 0.75,
-    "original_max_position_embeddings": 256,
 }
 ROPE: dict[str, dict[str, Any]] = {
     "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
