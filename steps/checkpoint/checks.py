@@ -21,6 +21,7 @@ ELSE = "choose another model, or one that is ONNX already with -P onnx=prebuilt"
 CODE = "only code of its repository computes it, which is never run"
 
 NOT_EQUAL = {
+    "GptOssForCausalLM": "its experts are built otherwise than transformers computes them",
     "Gemma3ForCausalLM": "its builder knows one base of rotary positions, and transformers 5 states two",
     "InternLM2ForCausalLM": CODE,
     "OlmoForCausalLM": "its build normalises otherwise than transformers does",
@@ -139,6 +140,24 @@ def require_known_positions(folder: Path) -> None:
             raise StepError(msg)
 
 
+def require_plain_layers(folder: Path) -> None:
+    """Raise StepError where the builder takes layers for others, without a word: Granite's hybrids."""
+    if _architecture(folder) != "GraniteMoeHybridForCausalLM":
+        return
+    config = read_json(folder / "config.json")
+    built = {
+        "position_embedding_type": config.get("position_embedding_type") == "rope",
+        "layer_types": set(config.get("layer_types") or ["mamba"]) == {"attention"},
+        "num_local_experts": not config.get("num_local_experts"),
+    }
+    if wrong := next((key for key, right in built.items() if not right), None):
+        fact = (
+            f"config.json in {folder} has {wrong}={config.get(wrong)!r}, and the builder makes rotary attention alone"
+        )
+        msg = f"{fact[:400]}: {ELSE}"
+        raise StepError(msg)
+
+
 def require_end(folder: Path) -> None:
     """Raise StepError unless some file of the checkpoint in *folder* names a token that ends an answer."""
     files = [folder / name for name in ("config.json", "generation_config.json")]
@@ -166,7 +185,7 @@ def _scalings(config: Mapping[str, Any]) -> list[str]:
 
 
 Check = Callable[[Path], None]
-FOR_THE_BUILDER: tuple[Check, ...] = (require_known_architecture, require_known_positions)
+FOR_THE_BUILDER: tuple[Check, ...] = (require_known_architecture, require_known_positions, require_plain_layers)
 FOR_ANY: tuple[Check, ...] = (require_no_quantisation, require_token_ids)
 FOR_CHAT: tuple[Check, ...] = (require_architecture, require_tokenizer, require_end, require_template)
 """The checks, in their order: those that need transformers come last, since importing it takes seconds."""
