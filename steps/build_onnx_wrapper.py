@@ -13,7 +13,7 @@ from typing import Any
 
 import mlflow
 
-from steps.checkpoint.checks import require_known_architecture, require_known_positions
+from steps.checkpoint.checks import require_buildable
 from steps.checkpoint.hub import fetch_onnx
 from steps.checkpoint.manifest import MANIFEST
 from steps.checkpoint.onnx_export import build_onnx, require_runnable
@@ -38,9 +38,7 @@ def run(config: Config, inputs: Inputs) -> Outputs:
         onnx = Path(work) / "onnx"
         if options.repo_id is None:
             snapshot = stack.enter_context(present(inputs["fetch_model"]))
-            # fetch_model does not ask when it fetches for a prebuilt model.
-            require_known_architecture(snapshot)
-            require_known_positions(snapshot)
+            require_buildable(snapshot)  # fetch_model does not ask when it fetches for a prebuilt model
             try:
                 build_onnx(snapshot, onnx, options, Path(work) / BUILDER_LOG)
             finally:

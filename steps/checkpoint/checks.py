@@ -66,6 +66,12 @@ def require_usable(folder: Path, *, built: bool) -> None:
         check(folder)
 
 
+def require_buildable(folder: Path) -> None:
+    """Raise StepError unless the builder can make ONNX of the checkpoint in *folder* that computes what it does."""
+    for check in FOR_THE_BUILDER:
+        check(folder)
+
+
 def require_architecture(folder: Path) -> None:
     """Raise StepError unless config.json in *folder* names a model that transformers has code of its own for."""
     architecture = _architecture(folder)
