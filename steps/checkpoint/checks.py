@@ -21,7 +21,6 @@ ELSE = "choose another model, or one that is ONNX already with -P onnx=prebuilt"
 CODE = "only code of its repository computes it, which is never run"
 
 NOT_EQUAL = {
-    "GptOssForCausalLM": "its experts are built otherwise than transformers computes them",
     "Gemma3ForCausalLM": "its builder knows one base of rotary positions, and transformers 5 states two",
     "InternLM2ForCausalLM": CODE,
     "OlmoForCausalLM": "its build normalises otherwise than transformers does",
@@ -38,6 +37,7 @@ Measured by `python -m benchmarks.architectures`; docs/architectures.md has ever
 """
 
 ROPE = {
+    "GptOssForCausalLM": ("yarn",),
     "LlamaForCausalLM": ("llama3",),
     "MistralForCausalLM": ("linear",),
     "Phi3ForCausalLM": ("longrope",),
