@@ -4,10 +4,10 @@ manifest.py          the files of a checkpoint, with sizes and hashes, as one st
 hub.py               the checkpoint or the ONNX folder of a repository of the hub
 hub_errors.py        what the hub refuses or fails to give, as one line
 snapshot.py          the files of a manifest, made present again
-checks.py            whether a checkpoint can become what is asked for, before its weights are fetched
-weights_check.py     whether the safetensors are whole, and those that config.json asks for
-tokenizer_check.py   whether transformers reads the tokenizer that the checkpoint holds
-policy.py            end tokens and sampling, alike for both wrappers
+checks.py            can this checkpoint become what was asked for? asked before its weights are fetched
+tokenizer_check.py   the checks of tokenizer and chat template
+weights_check.py     the checks of the safetensors headers
+policy.py            the files, end tokens and sampling that both wrappers take from a checkpoint
 onnx_recipes.py      what the weights of a build become, and what cannot be built
 onnx_export.py       from a checkpoint to an ONNX folder, in a process of its own
 shared_embedding.py  an embedding that is read from the 8 bits of the head

@@ -1,6 +1,6 @@
-"""onnx=auto: recipes from small to large, each built and measured beside the checkpoint, until one keeps the gates.
+"""onnx=auto: builds recipes from small to large, measures each against the checkpoint, stops at the first that passes.
 
-climb.py              builds and measures the recipes in their order, and stops at the first that keeps the gates
-rungs.py              one recipe, built and measured in a run of its own, which a later ladder finds again
-beside_checkpoint.py  measures a build beside its checkpoint
+climb.py              builds and judges the recipes in order
+rungs.py              the run of one recipe, which a later ladder finds again
+beside_checkpoint.py  measures a build against its checkpoint
 """

@@ -1,6 +1,6 @@
 """A rung: one recipe, built and measured in a run of its own below the step's, which a later ladder finds again.
 
-Whoever changes a gate, or goes on after a kill, measures no recipe twice.
+So a changed gate, or a command repeated after a kill, measures no recipe twice.
 """
 
 import json

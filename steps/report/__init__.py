@@ -8,4 +8,5 @@ page.py        the report, one HTML file
 files.py       everything that evaluate leaves behind
 ladder.py      the ladder of onnx=auto: a line each, a table, a plot
 sweep_page.py  the trials of a sweep, one HTML file
+ladder.py      the recipes that onnx=auto tried: lines, a table, a plot
 """

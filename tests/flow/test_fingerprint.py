@@ -32,6 +32,7 @@ def test_the_wrapper_that_travels_belongs_to_the_step_that_logs_it() -> None:
 
 def test_every_file_of_the_package_that_travels_belongs_too_though_its_imports_are_relative() -> None:
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "steps/wrappers/onnx").glob("*.py")}
+    package.remove("steps/wrappers/onnx/__init__.py")  # a docstring alone
     assert (
         {"steps/wrappers/onnx/__main__.py", "steps/wrappers/onnx/scheduler.py"} < package <= names("build_onnx_wrapper")
     )
