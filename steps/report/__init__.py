@@ -6,7 +6,6 @@ style.py       what all plots share, and the way into a file or a page
 plots.py       the plots of an evaluation
 page.py        the report, one HTML file
 files.py       everything that evaluate leaves behind
-ladder.py      the ladder of onnx=auto: a line each, a table, a plot
 sweep_page.py  the trials of a sweep, one HTML file
 ladder.py      the recipes that onnx=auto tried: lines, a table, a plot
 """
