@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import machine
-from steps.checkpoint.onnx_export import builder_command, mended, recipe_of
-from steps.config.command_line import compose_config
-from steps.config.schema import ROOT
+from steps.checkpoint.onnx_export import builder_command, mended
+from steps.checkpoint.onnx_recipes import Recipe
+from steps.config.schema import ROOT, ExecutionProvider
 from steps.records.errors import first_line, in_one_line
-from tests.families import FAMILIES, save_tokenizer
 
 MEASURES = ("alone", "rewound", "padded batch")
 FORK = multiprocessing.get_context("fork")
@@ -50,7 +49,7 @@ SIZES = {
     "eos_token_id": 1019,
     "pad_token_id": 0,
 }
-ROPE = {
+ROPE: dict[str, dict[str, Any]] = {
     "rope_type": "longrope",
     "type": "longrope",
     "rope_theta": 10000.0,
@@ -59,7 +58,7 @@ ROPE = {
     "partial_rotary_factor": 0.75,
     "original_max_position_embeddings": 256,
 }
-ROPE = {
+ROPE: dict[str, dict[str, Any]] = {
     "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
     "linear": {"factor": 4.0},
     "dynamic": {"factor": 4.0, "original_max_position_embeddings": 128},
@@ -197,7 +196,11 @@ def kind_of(architecture: str) -> str | None:
 def save(label: str, folder: Path) -> Any:  # noqa: ANN401  transformers has no types
     """Write the checkpoint of *label* to *folder*, with the embedded model's tokenizer; return the model."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Tokenizer
+
+    def untyped(each: Any) -> Any:  # noqa: ANN401
+        return each  # transformers has types for some of its functions
 
     architecture, changes = VARIANTS[label]
     kind = kind_of(architecture)
@@ -205,7 +208,9 @@ def save(label: str, folder: Path) -> Any:  # noqa: ANN401  transformers has no 
     known = AutoConfig.for_model(kind).to_dict()
     sizes = {key: value for key, value in SIZES.items() if key in known}
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**sizes, **changes}), dtype=torch.float32)
+    model = untyped(AutoModelForCausalLM).from_config(
+        AutoConfig.for_model(kind, **{**sizes, **changes}), dtype=torch.float32
+    )
     for name, weight in model.named_parameters():  # the norms and biases, which begin as ones and zeros
         if weight.dim() == 1:
             weight.data += 0.1 * torch.randn(weight.shape)
@@ -214,15 +219,16 @@ def save(label: str, folder: Path) -> Any:  # noqa: ANN401  transformers has no 
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(ROOT / "models" / "tiny_phi3" / name, folder / name)
     if kind == "qwen2":  # transformers reads every such checkpoint with Qwen's own rules
-        save_tokenizer(FAMILIES["qwen3"], folder)
+        letters = sorted(ByteLevel.alphabet())
+        vocabulary = {text: number for number, text in enumerate([*letters, "<|endoftext|>"])}
+        untyped(Qwen2Tokenizer)(vocab=vocabulary, merges=[]).save_pretrained(folder)
     return model.eval()
 
 
 def build(checkpoint: Path, output: Path) -> None:
     """Write the fp32 build of *checkpoint* to *output* as the flow does, but in this process, which has it imported."""
-    options = compose_config(["onnx=fp32_cpu"]).build_onnx_wrapper
     source, cache = mended(checkpoint, output.parent / "source"), output.parent / "cache"
-    command = builder_command(source, output, cache, recipe_of(options), options.execution_provider)
+    command = builder_command(source, output, cache, Recipe("fp32", "fp32"), ExecutionProvider.cpu)
     sys.argv = command[2:]
     with redirect_stdout(io.StringIO()):
         runpy.run_module(command[2], run_name="__main__", alter_sys=True)

@@ -1,9 +1,9 @@
 """build_onnx_wrapper: reads the snapshot of fetch_model; writes a Python model around onnxruntime-genai.
 
-onnxruntime-genai builds the ONNX model in a process of its own, so that its memory is given back. The build follows the
-recipe that the configuration names or, with onnx=auto, the first of several that keeps the fidelity gates of evaluate.
-The step logs the wrapper with it (`steps/wrappers/onnx_chat.py` as code, the package `steps/wrappers/onnx` as an
-artifact), loads the logged model, and has it answer a question.
+onnxruntime-genai builds the ONNX model in a process of its own, so that its memory is given back. It follows the recipe
+of the configuration, or, with onnx=auto, the first of several that keeps evaluate's fidelity gates. The step logs the
+wrapper with it (`steps/wrappers/onnx_chat.py` as code, the package `steps/wrappers/onnx` as an artifact), loads the
+logged model, and has it answer a question.
 """
 
 import json

@@ -79,7 +79,7 @@ def run(config: Config, inputs: Inputs) -> Outputs:
         )
         gates_digest = log_results(results, harness, work / "results")
     mlflow.set_tags({VERDICT: overall(results.verdicts), GATES_DIGEST: gates_digest})
-    return hand_over(results.verdicts, judgement(gates_digest, runs), chosen=RECIPE in runs[BUILD].data.tags)
+    return hand_over(results.verdicts, judgement(gates_digest, runs), chosen=results.ladder is not None)
 
 
 def fetched(uri: str, folder: Path) -> Path:
@@ -159,7 +159,7 @@ def judgement(gates_digest: str, runs: Mapping[str, Run]) -> str:
 
 
 def ladder_of(built: Run) -> Ladder | None:
-    """Return what onnx=auto tried before it chose the build of the run *built*; None where a recipe was named."""
+    """Return the recipes that onnx=auto tried for the build of the run *built*; None where a recipe was named."""
     if RECIPE not in built.data.tags:
         return None
     found: Ladder = mlflow.artifacts.load_dict(f"{built.info.artifact_uri}/{LADDER}")
@@ -169,7 +169,7 @@ def ladder_of(built: Run) -> Ladder | None:
 def hand_over(verdicts: Sequence[Verdict], digest: str, *, chosen: bool) -> Outputs:
     """Return the files of the active run. Raises StepError, with every reason, unless all gates passed.
 
-    *chosen*: whether onnx=auto chose the build; otherwise it is what to try where the build is too far off.
+    *chosen*: whether onnx=auto chose the build; if it did not, it is the remedy for a build that is not close enough.
     """
     run_id = active_run().info.run_id
     if overall(verdicts) != PASSED:

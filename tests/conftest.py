@@ -17,9 +17,9 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from steps.checkpoint.onnx_export import build_onnx, recipe_of
-from steps.config.command_line import compose_config
-from steps.config.schema import CANDIDATES, Config, Evaluate, project_path
+from steps.checkpoint.onnx_export import build_onnx
+from steps.checkpoint.onnx_recipes import Recipe
+from steps.config.schema import CANDIDATES, Config, Evaluate, ExecutionProvider, project_path
 from steps.evaluation.tasks import Example, read_examples
 from steps.flow.runs import run_name, run_step
 from steps.records.tags import outputs
@@ -92,8 +92,7 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of an fp32 ONNX build of the embedded checkpoint; read only."""
 
     def build(folder: Path) -> None:
-        options = compose_config(["onnx=fp32_cpu"]).build_onnx_wrapper
-        build_onnx(TINY, folder / "onnx", recipe_of(options), options.execution_provider, folder / "builder.log")
+        build_onnx(TINY, folder / "onnx", Recipe("fp32", "fp32"), ExecutionProvider.cpu, folder / "builder.log")
 
     return once(tmp_path_factory, "fp32", build) / "onnx"
 

@@ -37,8 +37,8 @@ def build_onnx(snapshot: Path, output: Path, recipe: Recipe, provider: Execution
         msg = f"recipe {recipe.name} cannot be built of this checkpoint: {reason}"
         raise StepError(msg)
     with tempfile.TemporaryDirectory() as work:
-        source, cache = mended(snapshot, Path(work) / "source"), Path(work) / "cache"
-        command = builder_command(source, output, cache, recipe, provider)
+        source = mended(snapshot, Path(work) / "source")
+        command = builder_command(source, output, Path(work) / "cache", recipe, provider)
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     log.write_text(f"{' '.join(command)}\n\n{done.stdout}\n{done.stderr}", encoding="utf-8")
@@ -76,7 +76,7 @@ def mended(snapshot: Path, folder: Path) -> Path:
     These say which layers have a sliding window, which tokens end an answer, and that tokenizer.json is followed.
     """
     link_files(snapshot, folder)
-    config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if lacking := layer_types(config) | one_limit(config):
         replace_json(folder / "config.json", config | lacking)
     replace_json(folder / "generation_config.json", generation_config(snapshot))

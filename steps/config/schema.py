@@ -158,11 +158,11 @@ class Ladder:
 
 @dataclass
 class BuildOnnxWrapper:
-    """Options of onnxruntime-genai's builder and of the wrapper.
+    """What onnxruntime-genai's builder is asked for, and how the wrapper answers.
 
-    `precision` to `accuracy_level` are the fields of an `onnx_recipes.Recipe`. With a `ladder` its recipes say them; a
-    block size or accuracy level that is given all the same holds for each. `repo_id`, `revision`, `folder` name a
-    prebuilt ONNX folder in a repository; then nothing is built.
+    `precision` to `accuracy_level` are the fields of an `onnx_recipes.Recipe`. With a `ladder` its recipes say them;
+    a block size or accuracy level that is given all the same holds for each. `repo_id`, `revision`, `folder` name a
+    ready ONNX folder in a repository; then nothing is built.
     """
 
     interface: Interface

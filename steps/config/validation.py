@@ -39,7 +39,7 @@ EXTRAS = {
 FOR_EACH_RECIPE = ("block_size", "accuracy_level")
 """Those that may also be given for all recipes that onnx=auto tries."""
 
-ALGORITHMS = ("default", "rtn_last", "k_quant", "k_quant_last", "k_quant_mixed")
+ALGORITHMS = ("default", "rtn", "rtn_last", "k_quant", "k_quant_last", "k_quant_mixed")
 """What onnxruntime-genai's builder knows as algo_config, and can do without calibration."""
 
 RESERVED_NAMES = r"(?i)champion|challenger|previous|latest|v?\d+|m-[0-9a-f]{32}|\.+"

@@ -12,14 +12,16 @@ from statistics import median
 import numpy as np
 import psutil
 
+from steps.checkpoint.policy import only_needed
 from steps.config.schema import Ladder, project_path
 from steps.evaluation.fidelity import Logits, Text, TokenFidelity, compare, joined, measured_rows
 from steps.evaluation.tasks import read_examples
+from steps.logged_models.dtype import dtype_name
 from steps.logged_models.language_model import OnnxModel, TorchModel
-from steps.measurement.measure import COMPARES_TEXT
+from steps.measurement.measure import COMPARES_TEXT, in_batches
 from steps.measurement.worker import Chat, texts_of
 from steps.records.errors import StepError
-from steps.wrappers.onnx_chat import usable_cpus
+from steps.wrappers.onnx.cpus import usable_cpus
 
 QUESTIONS = 100
 """Of the task, that are read with their references as answers."""
@@ -66,18 +68,20 @@ def material_of(ladder: Ladder) -> Material:
 def reference_of(snapshot: Path, material: Material, folder: Path) -> Reference:
     """Write the logits of transformers alone for the checkpoint in *snapshot* to *folder*."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(usable_cpus())
     # On a CPU without bf16 of its own also the faster one.
     dtype = "float32" if psutil.virtual_memory().available > _fp32_bytes(snapshot) else "auto"
     model = AutoModelForCausalLM.from_pretrained(snapshot, dtype=dtype, local_files_only=True)
-    language = TorchModel(model, snapshot)
+    with only_needed(snapshot) as own:  # whose tokenizer is that of tokenizer.json
+        language = TorchModel(model, AutoTokenizer.from_pretrained(own))
     read = texts_of(language, material.chats, material.text, material.context)
-    texts = _limited([text for text in read if text.begins < len(text.ids)], len(material.chats))
-    for number, text in enumerate(texts):
-        np.save(folder / f"{number}.npy", measured_rows(language.logits(text.ids), text))
-    return Reference(texts, folder, str(model.dtype).removeprefix("torch."))
+    texts = _limited(read, len(material.chats))
+    for batch in in_batches(texts):
+        for number, logits in zip(batch, language.logits_of([texts[each].ids for each in batch]), strict=True):
+            np.save(folder / f"{number}.npy", measured_rows(logits, texts[number]))
+    return Reference(texts, folder, dtype_name(model))
 
 
 def measure_build(onnx: Path, reference: Reference) -> tuple[TokenFidelity, float]:
@@ -89,6 +93,7 @@ def measure_build(onnx: Path, reference: Reference) -> tuple[TokenFidelity, floa
     parts = [
         compare(number, text, reference.logits(number), measured_rows(build.logits(text.ids), text))
         for number, text in enumerate(reference.texts)
+        if text.begins < len(text.ids)
     ]
     prompt = reference.texts[-1].ids[:PROMPT]
     return joined(parts), median(build.decode_rate(prompt, ANSWER) for _ in range(ROUNDS))

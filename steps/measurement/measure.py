@@ -35,7 +35,7 @@ TURN = 10
 COMPARES_TEXT = ("exact", "contains", "choice", "choice_norm")
 """The scorers whose reference is an answer; for the others it is a pattern."""
 
-LOGITS_TOGETHER = 1_024
+LOGITS_TOGETHER = 512
 """The most tokens, padding included, whose logits are computed as one batch: bounds the memory."""
 
 
@@ -252,7 +252,7 @@ def compare_texts(
     The reference's logits are computed once for all builds.
     """
     parts: dict[str, list[TokenFidelity]] = {name: [] for name in builds}
-    for batch in _in_batches(texts):
+    for batch in in_batches(texts):
         numbered = [texts[number] for number in batch]
         right = found.attempt(reference, worker.rows_of, reference.folder, numbered) if parts else None
         if right is None:
@@ -278,7 +278,7 @@ def _compare_batch(
     return [compare(*each) for each in zip(numbers, texts, right, rows, strict=True)]
 
 
-def _in_batches(texts: Sequence[Text]) -> list[list[int]]:
+def in_batches(texts: Sequence[Text]) -> list[list[int]]:
     """Return the numbers of the texts that have a token to measure, in batches of at most LOGITS_TOGETHER tokens."""
     found: list[list[int]] = []
     for number, text in enumerate(texts):

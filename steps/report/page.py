@@ -101,7 +101,7 @@ def write_report(path: Path, results: Results, plots: Mapping[str, Figure]) -> N
         areas=_by_area(rows),
         fidelity=any(row.name.startswith("fidelity.") for row in rows),
         plots=[(name, _inline(plot), CAPTIONS.get(name, name)) for name, plot in plots.items()],
-        ladder=_ladder_section(results.ladder),
+        ladder=results.ladder and ladder_section(results.ladder),
         notable=notable[:SHOWN],
         notable_total=len(notable),
         remote=furthest_examples(results.predictions, results.reference, results.fidelity),
@@ -113,6 +113,11 @@ def write_report(path: Path, results: Results, plots: Mapping[str, Figure]) -> N
     )
     # A lone surrogate, which JSON may hold, is no UTF-8: it is shown by its number.
     path.write_text(page, encoding="utf-8", errors="backslashreplace")
+
+
+def ladder_section(ladder: Ladder) -> dict[str, object]:
+    """Return what the page shows of the recipes that onnx=auto tried: a table and a plot."""
+    return {"head": HEAD, "rows": rungs(ladder), "plot": _inline(draw_ladder(ladder))}
 
 
 def notable_examples(predictions: Sequence[Prediction], reference: str) -> list[tuple[str, Prediction]]:
@@ -180,11 +185,6 @@ def limits(verdict: Verdict) -> str:
     unit = meaning(split_name(verdict.metric)[1]).unit
     pairs = (("at least", verdict.min), ("at most", verdict.max))
     return ", ".join(f"{words} {show(limit, unit)}" for words, limit in pairs if limit is not None)
-
-
-def _ladder_section(ladder: Ladder | None) -> dict[str, Any] | None:
-    """Return what the page shows of *ladder*: the head and the rows of its table, and its plot."""
-    return ladder and {"head": HEAD, "rows": rungs(ladder), "plot": _inline(draw_ladder(ladder))}
 
 
 def _inline(figure: Figure) -> Markup:

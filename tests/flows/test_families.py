@@ -230,7 +230,9 @@ def content(response: dict[str, Any]) -> str:
 def test_evaluate_reads_a_chat_of_another_family_alike_in_both_models(built: Callable[[str], Built], name: str) -> None:
     model = built(name)
     reference, build = (
-        TorchModel(AutoModelForCausalLM.from_pretrained(model.checkpoint), model.checkpoint),
+        TorchModel(
+            AutoModelForCausalLM.from_pretrained(model.checkpoint), AutoTokenizer.from_pretrained(model.checkpoint)
+        ),
         OnnxModel(model.onnx),
     )
     for question in QUESTIONS:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from steps.checkpoint.onnx_export import build_onnx, recipe_of
-from steps.config.command_line import compose_config
+from steps.checkpoint.onnx_export import build_onnx
+from steps.checkpoint.onnx_recipes import Recipe
+from steps.config.schema import ExecutionProvider
 from steps.wrappers.onnx.og_model import OgModel
 from steps.wrappers.onnx.scheduler import Scheduler
 from steps.wrappers.onnx.sequence import Sequence
@@ -42,8 +43,7 @@ def lfm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[OgModel, Any]:
     torch.manual_seed(0)
     theirs = AutoModelForCausalLM.from_config(config)
     theirs.save_pretrained(folder)
-    options = compose_config(["onnx=fp32_cpu"]).build_onnx_wrapper
-    build_onnx(folder, folder / "onnx", recipe_of(options), options.execution_provider, folder / "builder.log")
+    build_onnx(folder, folder / "onnx", Recipe("fp32", "fp32"), ExecutionProvider.cpu, folder / "builder.log")
     return OgModel(folder / "onnx", 1), theirs
 
 

@@ -54,8 +54,13 @@ def int4(tmp_path_factory: pytest.TempPathFactory) -> OgModel:
     """Return the embedded model as the flow builds it."""
     folder = tmp_path_factory.mktemp("int4")
     options = compose_config([]).build_onnx_wrapper
-    tiny, recipe = ROOT / "models" / "tiny_phi3", recipe_of(options)
-    build_onnx(tiny, folder / "onnx", recipe, options.execution_provider, folder / "builder.log")
+    build_onnx(
+        ROOT / "models" / "tiny_phi3",
+        folder / "onnx",
+        recipe_of(options),
+        options.execution_provider,
+        folder / "builder.log",
+    )
     return OgModel(folder / "onnx", 1)
 
 
