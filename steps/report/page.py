@@ -5,7 +5,6 @@ The file needs no network and no script, so it also opens in MLflow's artifact v
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
