@@ -81,6 +81,9 @@ class EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the gauges and counters of the model that answers now."""
+        waiting = GaugeMetricFamily("slm:answers_unfinished", "Answers that clients wait for.")
+        waiting.add_metric((), self._models.unfinished)
+        yield waiting
         served = self._models.current
         if served is None:
             return
