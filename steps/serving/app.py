@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from steps.config.schema import Serve
 from steps.serving import openapi
 from steps.serving.answers import DONE, Answers, JsonObject, event
-from steps.serving.errors import ApiError, busy, refused, unavailable
+from steps.serving.errors import ApiError, busy, late, refused, unavailable
 from steps.serving.generation import Generation
 from steps.serving.guard import Guard, error_response
 from steps.serving.metrics import Metrics
@@ -28,6 +28,9 @@ from steps.serving.models import Models, Served
 from steps.wrappers.onnx.request import Request as ModelRequest
 
 PAGE = Path(__file__).with_name("chat.html")
+
+HUNG_UP = 499
+"""The status that metrics give a request whose client is gone, as nginx has it."""
 
 INLINE_BYTES = 16_384
 """A body up to this size is tokenised in the event loop, in about a millisecond; a larger one in a thread."""
@@ -134,10 +137,13 @@ class Endpoints:
         row = parse(body)
         streaming, stream_usage = stream_options(row)
         async with AsyncExitStack() as stack:
-            served = await stack.enter_async_context(self._models.use())
+            stack.enter_context(self._place(1))
+            served = await stack.enter_async_context(self._models.use(self._options.timeout))
             read = partial(read_requests, served, row, chat=chat, streaming=streaming)
             requests = read() if len(body) < INLINE_BYTES else await asyncio.to_thread(read)
-            stack.enter_context(self._place(sum(each.n for each in requests)))
+            choices = sum(each.n for each in requests)
+            require_few(choices, self._options.max_waiting)
+            stack.enter_context(self._place(choices - 1))
             generation = Generation(served, requests, streaming=streaming)
             stack.callback(self._metrics.observe, generation)
             await stack.enter_async_context(generation)
@@ -157,9 +163,6 @@ class Endpoints:
     def _place(self, choices: int) -> Iterator[None]:
         """Take a place for *choices* among those that are unfinished. Raises ApiError if there is none."""
         limit = self._options.max_waiting
-        if choices > limit:
-            message = f"n={choices} answers in all is more than serve.max_waiting={limit}"
-            raise refused(message)
         if self._models.unfinished + choices > limit:
             message = f"{self._models.unfinished} answers are unfinished, of at most {limit}: try again soon"
             raise busy(message)
@@ -168,6 +171,13 @@ class Endpoints:
             yield
         finally:
             self._models.unfinished -= choices
+
+
+def require_few(choices: int, limit: int) -> None:
+    """Raise ApiError if one request asks for more answers than may ever be unfinished."""
+    if choices > limit:
+        message = f"n={choices} answers in all is more than serve.max_waiting={limit}"
+        raise refused(message)
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -235,10 +245,9 @@ def ending_early(generation: Generation, request: Request, timeout: float) -> It
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        generation.cancel(ApiError(400, "the client hung up", code="cancelled"))
+        generation.cancel(ApiError(HUNG_UP, "the client hung up", code="cancelled"))
 
-    late = unavailable(f"no answer within serve.timeout={timeout:g} s", "timeout", again=False)
-    timer = asyncio.get_running_loop().call_later(timeout, generation.cancel, late)
+    timer = asyncio.get_running_loop().call_later(timeout, generation.cancel, late(timeout))
     watcher = asyncio.create_task(watch())
     try:
         yield

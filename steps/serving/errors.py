@@ -33,6 +33,8 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
+        # A field's name in a request may be half a surrogate pair, which cannot be sent.
+        message = message.encode(errors="backslashreplace").decode()
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = dict(headers or {})
 
@@ -52,6 +54,11 @@ def refused(message: str) -> ApiError:
 def busy(message: str, seconds: int = 1) -> ApiError:
     """Return the error of a request that there is no room for now."""
     return ApiError(429, message, code="too_many_requests", headers={"Retry-After": str(seconds)})
+
+
+def late(seconds: float) -> ApiError:
+    """Return the error of a request that took more than *seconds*."""
+    return unavailable(f"no answer within serve.timeout={seconds:g} s", "timeout", again=False)
 
 
 def unavailable(message: str, code: str, *, again: bool = True) -> ApiError:

@@ -1,10 +1,10 @@
 """Refuses requests by key, host and content type, and turns every error into OpenAI's shape."""
 
 import hmac
+import re
 import sys
 import traceback
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -15,6 +15,9 @@ from steps.serving.errors import ApiError
 
 OPEN = ("/", "/health", "/ready")
 """Paths that need no key: a page without content, and what a load balancer asks."""
+
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:]+)(:\d+)?", re.IGNORECASE)
+"""A Host header: name or address, and port."""
 
 
 def error_response(error: ApiError) -> JSONResponse:
@@ -60,8 +63,8 @@ class Guard:
         headers = Headers(scope=scope)
         if self._key is None:
             # A page of another site, whose name was made to point here (DNS rebinding), would send that name.
-            host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-            if not is_loopback(host):
+            host = HOST.fullmatch(headers.get("host", ""))
+            if not host or not is_loopback(host[1]):
                 raise ApiError(400, "the Host header names another machine: ask 127.0.0.1 or localhost", code="host")
         elif scope["path"] not in OPEN and scope["method"] != "OPTIONS":
             given = headers.get("authorization", "")

@@ -17,7 +17,7 @@ from steps.logged_models.logged_model import without_bytecode
 from steps.records.artifacts import as_folder
 from steps.records.errors import StepError, in_one_line
 from steps.safety.memory import available_memory
-from steps.serving.errors import unavailable
+from steps.serving.errors import late, unavailable
 from steps.serving.transformers_model import TransformersModel
 
 ROOM = 1.5
@@ -52,6 +52,8 @@ def find(uri: str) -> Target:
         if uri.startswith("models:/") and "/" in path:
             name, _, version = path.partition("/")
             return Target(uri, name, str(MlflowClient().get_model_version(name, version).version))
+        if uri.startswith("models:/"):
+            return Target(uri, str(MlflowClient().get_logged_model(path).model_id))
     except MlflowException as error:
         msg = f"serve.model={uri} is not there: {error.message}; register a model, or name another one"
         raise StepError(msg) from error
@@ -75,7 +77,9 @@ class Served:
                 self.model: Any = _load(folder)
                 stack.callback(self.model.engine.close)
                 self._answer(question)
-            except (MlflowException, OSError) as error:
+            except StepError:
+                raise
+            except Exception as error:  # a model's own code can raise anything
                 msg = f"{target.label} cannot be loaded: {in_one_line(error)}"
                 raise StepError(msg) from error
             self._open = stack.pop_all()  # onnxruntime may read its files later
@@ -137,9 +141,12 @@ class Models:
         return self.current is not None and self._may_begin.is_set()
 
     @asynccontextmanager
-    async def use(self) -> AsyncIterator[Served]:
-        """Yield the model for one request, which keeps it until the end. Waits while none is loaded."""
-        await self._may_begin.wait()
+    async def use(self, timeout: float) -> AsyncIterator[Served]:
+        """Yield the model for one request, which keeps it until the end. Waits *timeout* seconds for one that loads."""
+        try:
+            await asyncio.wait_for(self._may_begin.wait(), timeout)
+        except TimeoutError:
+            raise late(timeout) from None
         served = self.current
         if served is None:
             message = "no model is loaded: the one named by serve.model could not be; the next look may find another"

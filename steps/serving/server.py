@@ -9,7 +9,6 @@ import threading
 from contextlib import closing
 
 import uvicorn
-from mlflow.exceptions import MlflowException
 
 from steps.config.schema import Serve
 from steps.records.errors import ConfigError, StepError, in_one_line
@@ -46,14 +45,16 @@ async def _serve(options: Serve, question: str, key: str | None, first: Served, 
     )
     server = uvicorn.Server(config)
     signal.signal(signal.SIGHUP, server.handle_exit)
+    follower = Follower(options, models, metrics)
     if "@" in options.model:
-        Follower(options, models, metrics).start()
+        follower.start()
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     print(f"Serving {first.target.label} at http://{address} (chat page /, API /v1, metrics /metrics)", flush=True)
     try:
         await server.serve(sockets=[listener])
     finally:
+        follower.ended.set()
         await models.close()
 
 
@@ -67,19 +68,20 @@ class Follower(threading.Thread):
         """*models* belong to the event loop that runs now."""
         super().__init__(daemon=True)
         self._options, self._models, self._metrics = options, models, metrics
+        self.ended = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._refused: str | None = None  # a version that could not be loaded; another look would not help
         self._said = ""
 
     def run(self) -> None:
-        """Look, for ever."""
-        pause = threading.Event()
-        while not pause.wait(self._options.follow_seconds):
+        """Look, until `ended` is set."""
+        while not self.ended.wait(self._options.follow_seconds):
             try:
                 self._look()
                 self._said = ""
-            except (StepError, MlflowException, OSError) as error:
-                self._say(f"serve: goes on as it is: {in_one_line(error)}")
+            except Exception as error:  # noqa: BLE001  # whatever it is, the server goes on
+                if not self.ended.is_set():
+                    self._say(f"serve: goes on as it is: {in_one_line(error)}")
 
     def _look(self) -> None:
         target = find(self._options.model)

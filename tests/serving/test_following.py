@@ -87,7 +87,7 @@ def test_requests_in_flight_end_on_the_old_version_with_and_without_memory_for_b
     monkeypatch.setattr(models_module, "available_memory", lambda: memory)
 
     async def answer(models: Models, begun: asyncio.Event) -> tuple[str, str]:
-        async with models.use() as served:
+        async with models.use(60) as served:
             (request,) = served.model.read_requests([{"messages": QUESTION}], None, streaming=False)
             begun.set()
             async with Generation(served, [request], streaming=False) as generation:
