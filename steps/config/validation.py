@@ -1,6 +1,7 @@
 """Check a composed configuration: return a usable Config, or name the first value that cannot be used."""
 
 import importlib.util
+import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 
@@ -18,6 +19,7 @@ from steps.config.schema import (
     Ladder,
     Model,
     Register,
+    Serve,
     Source,
     project_path,
 )
@@ -74,6 +76,7 @@ def check(config: Config) -> None:
     _check_register(config.register, config.evaluate_run_id)
     _at_least(1, "flow.jobs", config.flow.jobs)
     _at_least(1, "sweep.jobs", config.sweep.jobs)
+    _check_serve(config.serve)
     _check_extras(flat_dict(config))
     direction = config.sweep.direction
     _require(direction in ("maximize", "minimize"), "sweep.direction", direction, "maximize or minimize")
@@ -186,6 +189,29 @@ def _check_register(register: Register, evaluate_run_id: str | None) -> None:
     for key, chosen in {"rollback": register.rollback, "verify_key": register.verify_key}.items():
         alone = not chosen or not (evaluate_run_id or register.promote)
         _require(alone, f"register.{key}", chosen, "neither evaluate_run_id nor register.promote with it")
+
+
+def _check_serve(serve: Serve) -> None:
+    _require(bool(serve.model.strip()), "serve.model", repr(serve.model), "a model, such as models:/name@champion")
+    _require(0 <= serve.port < 2**16, "serve.port", serve.port, "0 to 65535")
+    safe = is_loopback(serve.host) or serve.api_key_env is not None
+    expected = "127.0.0.1, or serve.api_key_env with it: whoever reaches another address needs a key"
+    _require(safe, "serve.host", serve.host, expected)
+    for key in ("max_body_bytes", "max_waiting"):
+        _at_least(1, f"serve.{key}", getattr(serve, key))
+    _at_least(0, "serve.grace", serve.grace)
+    for key in ("timeout", "follow_seconds"):
+        _require(getattr(serve, key) > 0, f"serve.{key}", getattr(serve, key), "more than 0 seconds")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether *host* is this machine's own loopback, by name or address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _missing_keys(node: object, prefix: str = "") -> Iterator[str]:
