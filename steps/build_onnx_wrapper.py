@@ -23,7 +23,6 @@ from steps.checkpoint.onnx_export import build_onnx, recipe_of, require_runnable
 from steps.checkpoint.policy import end_tokens
 from steps.checkpoint.snapshot import present
 from steps.config.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
-from steps.ladder.climb import climb
 from steps.logged_models.logged_model import logged_folder, record_model, without_bytecode
 from steps.logged_models.requirements import locked
 from steps.records.errors import StepError
@@ -50,8 +49,11 @@ def run(config: Config, inputs: Inputs) -> Outputs:
                 if options.ladder is None:
                     build_onnx(snapshot, onnx, recipe_of(options), options.execution_provider, log)
                 else:
-                    digest_of_snapshot = inputs["fetch_model"].data.tags[DIGEST]
-                    onnx = climb(snapshot, digest_of_snapshot, options, Path(work), log, reuse=config.reuse)
+                    # Here, where it is needed: a build by a named recipe does not depend on how fidelity is measured.
+                    from steps.ladder.climb import climb
+
+                    snapshot_digest = inputs["fetch_model"].data.tags[DIGEST]
+                    onnx = climb(snapshot, snapshot_digest, options, Path(work), log, reuse=config.reuse)
             finally:
                 if log.is_file():
                     mlflow.log_artifact(str(log))

@@ -10,6 +10,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from steps.config.schema import (
     CANDIDATES,
     RECIPE_KEYS,
+    RECIPES,
     STEPS,
     BuildOnnxWrapper,
     Config,
@@ -115,9 +116,8 @@ def _check_onnx(onnx: BuildOnnxWrapper) -> None:
 
 
 def _check_ladder(ladder: Ladder, provider: ExecutionProvider) -> None:
-    names = [recipe.name for recipe in LADDER]
-    known = bool(ladder.recipes) and set(ladder.recipes) <= set(names)
-    _require(known, "build_onnx_wrapper.ladder.recipes", ladder.recipes, f"some of {', '.join(names)}")
+    known = bool(ladder.recipes) and set(ladder.recipes) <= set(RECIPES)
+    _require(known, "build_onnx_wrapper.ladder.recipes", ladder.recipes, f"some of {', '.join(RECIPES)}")
     expected = "a limit of onnx.fidelity.*, by which onnx=auto can choose: or name a recipe, such as onnx=int8_cpu"
     _require(bool(ladder.gates), "evaluate.gates", "without fidelity", expected)
     here = provider is ExecutionProvider.cpu

@@ -30,6 +30,10 @@ NOT_RESULTS = ("steps.config", "steps.safety", "steps.records.errors", "steps.ch
 """Modules that no result depends on. Configured values are facts of their own, and a finished run had no error."""
 
 
+LADDER = "steps.ladder"
+"""The room that build_onnx_wrapper imports with onnx=auto only."""
+
+
 @dataclass(frozen=True)
 class Fingerprint:
     """The facts: sha256 of each source by path, configuration by dotted key, digest of each input, hash of the lock."""
@@ -62,16 +66,17 @@ def fingerprint(step: str, config: Config, inputs: Inputs) -> Fingerprint:
     digests = {key: run.data.tags.get(DIGEST, run.info.run_id) for key, run in inputs.items()}
     return Fingerprint(
         step,
-        sources(step),
+        sources(step, ladder=config.build_onnx_wrapper.ladder is not None),
         read,
         digests | _files(step, config) | _harness(step, config.evaluate.harness),
         hash_file(ROOT / "requirements.txt"),
     )
 
 
-def sources(step: str) -> dict[str, str]:
-    """Return the sha256 of each source file of *step*, by its path in the project."""
-    return {path.relative_to(ROOT).as_posix(): hash_file(path) for path in sorted(sources_of(f"steps.{step}"))}
+def sources(step: str, *, ladder: bool = False) -> dict[str, str]:
+    """Return the sha256 of each source file of *step*, by its path in the project; see `sources_of`."""
+    files = sources_of(f"steps.{step}", ladder=ladder)
+    return {path.relative_to(ROOT).as_posix(): hash_file(path) for path in sorted(files)}
 
 
 def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
@@ -92,20 +97,23 @@ def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
     return changes
 
 
-def sources_of(module: str) -> set[Path]:
+def sources_of(module: str, *, ladder: bool = False) -> set[Path]:
     """Return the files of *module*, and of every module of ours that it imports, directly or not.
+
+    What is imported only to choose a recipe (LADDER) counts with *ladder* alone.
 
     Files that are not Python, such as a report's template, count if they are in the same folder. The modules are
     parsed, not imported. Left out are NOT_RESULTS, modules with nothing but a docstring, and imports of a
     `__main__` block.
     """
+    left_out = tuple(f"{each}." for each in (NOT_RESULTS if ladder else (*NOT_RESULTS, LADDER)))
     found: set[Path] = set()
     seen: set[str] = set()
     todo = [module]
     while todo:
         name = todo.pop()
         path = _file_of(name)
-        if path is None or name in seen or f"{name}.".startswith(tuple(f"{each}." for each in NOT_RESULTS)):
+        if path is None or name in seen or f"{name}.".startswith(left_out):
             continue
         seen.add(name)
         body = _body(path)

@@ -67,7 +67,8 @@ def _reusable(step: str, facts: Fingerprint) -> dict[str, str]:
 
     In that case we cannot tell which version ran.
     """
-    saved = [path for path, digest in sources(step).items() if facts.sources.get(path) != digest]
+    ladder = any(path.startswith("steps/ladder/") for path in facts.sources)
+    saved = [path for path, digest in sources(step, ladder=ladder).items() if facts.sources.get(path) != digest]
     if saved:
         print(f"{step} will not be reused: {', '.join(saved)} changed while it ran", flush=True)
         return {}

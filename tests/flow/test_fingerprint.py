@@ -43,6 +43,13 @@ def test_a_change_of_the_evaluation_touches_evaluate_and_register_alone(step: st
     assert not [name for name in names(step) if name.startswith("steps/evaluation/")]
 
 
+def test_a_build_whose_recipe_is_chosen_by_measuring_depends_on_how_fidelity_is_measured() -> None:
+    auto, named = (fingerprint("build_onnx_wrapper", compose_config([f"onnx={it}"]), {}) for it in ("auto", "int4_cpu"))
+    measured = {"steps/ladder/climb.py", "steps/evaluation/fidelity.py"}
+    assert measured <= auto.sources.keys()
+    assert not measured & named.sources.keys()
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_a_change_of_the_chain_or_the_documentation_touches_no_step(step: str) -> None:
     assert not names(step) & {"steps/main.py", "steps/flow/launch.py", "steps/flow/reuse.py", "README.md"}
