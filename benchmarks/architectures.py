@@ -50,15 +50,6 @@ SIZES = {
     "pad_token_id": 0,
 }
 ROPE: dict[str, dict[str, Any]] = {
-    "rope_type": "longrope",
-    "type": "longrope",
-    "rope_theta": 10000.0,
-    "short_factor": [1.0 + 0.1 * number for number in range(12)],
-    "long_factor": [2.0 + 0.5 * number for number in range(12)],
-    "partial_rotary_factor": 0.75,
-    "original_max_position_embeddings": 256,
-}
-ROPE: dict[str, dict[str, Any]] = {
     "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
     "linear": {"factor": 4.0},
     "dynamic": {"factor": 4.0, "original_max_position_embeddings": 128},
