@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from steps.checkpoint.onnx_recipes import LADDER
+
 from steps.config.command_line import compose_config
 from steps.config.schema import RECIPES, ROOT, Config
 from steps.flow.fingerprint import fingerprint
