@@ -8,6 +8,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -29,6 +30,8 @@ from steps.safety.secrets import refuse_secrets, refuse_tokens
 CONF = ROOT / "conf"
 EMBEDDED = "tiny_phi3"
 """The model that is in the repository."""
+DEFAULTS = {"onnx": ("int4_cpu", "auto"), "evaluate": ("capitals", "general")}
+"""By group, the choice for the embedded model and for every other, if the command line makes none."""
 HYDRA_SWITCHES = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"}
 HYDRA_OPTIONS = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
 
@@ -101,7 +104,9 @@ def register_schema() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("last_part", lambda path: _last_part(str(path)), replace=True)
     OmegaConf.register_new_resolver("temp_dir", tempfile.gettempdir, replace=True)
-    OmegaConf.register_new_resolver("onnx_for", lambda model: "int4_cpu" if model == EMBEDDED else "auto", replace=True)
+    for group, (own, other) in DEFAULTS.items():
+        choose = partial(_default, own, other)
+        OmegaConf.register_new_resolver(f"{group}_for", choose, replace=True)
     OmegaConf.register_new_resolver("fidelity_gates", _fidelity_gates, replace=True)
 
 
@@ -109,6 +114,10 @@ def _fidelity_gates(gates: DictConfig) -> dict[str, Any]:
     """Return those of evaluate's *gates* that a build can be judged by before it is asked anything."""
     plain: Any = OmegaConf.to_container(gates, resolve=True)
     return {name: gate for name, gate in plain.items() if str(gate.get("metric")).startswith(FIDELITY)}
+
+
+def _default(own: str, other: str, model: str) -> str:
+    return own if model == EMBEDDED else other
 
 
 def _last_part(path: str) -> str:

@@ -138,10 +138,6 @@ RECIPE_KEYS = ("precision", "algorithm", "symmetric", "shared_embedding", "block
 """Those of `BuildOnnxWrapper` that say what the weights become."""
 
 
-RECIPES = ("int4", "int4_mixed", "int8_shared", "int8", "fp32")
-"""The names of `steps.checkpoint.onnx_recipes.LADDER`."""
-
-
 @dataclass
 class Ladder:
     """`recipes`: names of `onnx_recipes.LADDER`, tried in this order until one keeps the fidelity gates of `gates`.

@@ -10,7 +10,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from steps.config.schema import (
     CANDIDATES,
     RECIPE_KEYS,
-    RECIPES,
     STEPS,
     BuildOnnxWrapper,
     Config,
@@ -28,6 +27,7 @@ from steps.config.values import flat_dict
 from steps.evaluation.gates import read_gates
 from steps.evaluation.tasks import read_examples
 from steps.records.errors import ConfigError
+from steps.records.onnx_recipes import LADDER
 
 EXTRAS = {
     "evaluate.harness.tasks": ("lm_eval", "requirements-lm-eval.txt"),
@@ -115,8 +115,9 @@ def _check_onnx(onnx: BuildOnnxWrapper) -> None:
 
 
 def _check_ladder(ladder: Ladder, provider: ExecutionProvider) -> None:
-    known = bool(ladder.recipes) and set(ladder.recipes) <= set(RECIPES)
-    _require(known, "build_onnx_wrapper.ladder.recipes", ladder.recipes, f"some of {', '.join(RECIPES)}")
+    names = [recipe.name for recipe in LADDER]
+    known = bool(ladder.recipes) and set(ladder.recipes) <= set(names)
+    _require(known, "build_onnx_wrapper.ladder.recipes", ladder.recipes, f"some of {', '.join(names)}")
     expected = "a limit of onnx.fidelity.*, by which onnx=auto can choose: or name a recipe, such as onnx=int8_cpu"
     _require(bool(ladder.gates), "evaluate.gates", "without fidelity", expected)
     here = provider is ExecutionProvider.cpu

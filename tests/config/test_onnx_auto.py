@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from steps.checkpoint.onnx_recipes import LADDER
 
 from steps.config.command_line import compose_config
-from steps.config.schema import RECIPES, ROOT, Config
+from steps.config.schema import ROOT, Config
 from steps.flow.fingerprint import fingerprint
 from steps.records.errors import ConfigError
 from tests.conftest import run
@@ -21,11 +20,8 @@ def ladder_of(*overrides: str) -> object:
     return compose_config(list(overrides)).build_onnx_wrapper.ladder
 
 
-def test_the_configuration_knows_the_recipes_by_their_names() -> None:
-    assert [recipe.name for recipe in LADDER] == list(RECIPES)
-
-
-def test_the_embedded_model_has_the_recipe_that_was_measured_for_it() -> None:
+def test_the_embedded_model_has_the_recipe_and_the_task_that_were_made_for_it() -> None:
+    assert compose_config([]).evaluate.scorer is None
     options = compose_config([]).build_onnx_wrapper
     assert options.ladder is None
     assert (options.precision and options.precision.value, options.block_size) == ("int4", 128)
@@ -36,6 +32,12 @@ def test_every_other_model_has_its_recipe_chosen_unless_one_is_named(model: list
     assert ladder_of(*model) is not None
     assert ladder_of(*model, "onnx=int4_cpu") is None
     assert ladder_of(*model, "onnx=int8_cpu") is None
+
+
+@pytest.mark.parametrize("model", [["model=phi3_mini_4k"], QWEN, LOCAL])
+def test_every_other_model_is_asked_as_any_chat_model_unless_a_task_is_named(model: list[str]) -> None:
+    assert compose_config(model).evaluate.scorer == "contains"
+    assert compose_config([*model, "evaluate=capitals"]).evaluate.scorer is None
 
 
 def test_the_configuration_that_hydra_shows_has_the_ladder() -> None:
