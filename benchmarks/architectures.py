@@ -25,10 +25,9 @@ from typing import Any
 
 from benchmarks.report import machine
 from steps.checkpoint.onnx_export import builder_command, mended
-from steps.checkpoint.onnx_recipes import Recipe
 from steps.config.schema import ROOT, ExecutionProvider
 from steps.records.errors import first_line, in_one_line
-from tests.families import FAMILIES, save_tokenizer
+from steps.records.onnx_recipes import Recipe
 
 MEASURES = ("alone", "rewound", "padded batch")
 FORK = multiprocessing.get_context("fork")
@@ -50,16 +49,7 @@ SIZES = {
     "eos_token_id": 1019,
     "pad_token_id": 0,
 }
-ROPE = {
-    "rope_type": "longrope",
-    "type": "longrope",
-    "rope_theta": 10000.0,
-    "short_factor": [1.0 + 0.1 * number for number in range(12)],
-    "long_factor": [2.0 + 0.5 * number for number in range(12)],
-    "partial_rotary_factor": 0.75,
-    "original_max_position_embeddings": 256,
-}
-ROPE = {
+ROPE: dict[str, dict[str, Any]] = {
     "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
     "linear": {"factor": 4.0},
     "dynamic": {"factor": 4.0, "original_max_position_embeddings": 128},
@@ -197,7 +187,11 @@ def kind_of(architecture: str) -> str | None:
 def save(label: str, folder: Path) -> Any:  # noqa: ANN401  transformers has no types
     """Write the checkpoint of *label* to *folder*, with the embedded model's tokenizer; return the model."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Tokenizer
+
+    def untyped(each: Any) -> Any:  # noqa: ANN401
+        return each  # transformers has types for some of its functions
 
     architecture, changes = VARIANTS[label]
     kind = kind_of(architecture)
@@ -205,7 +199,9 @@ def save(label: str, folder: Path) -> Any:  # noqa: ANN401  transformers has no 
     known = AutoConfig.for_model(kind).to_dict()
     sizes = {key: value for key, value in SIZES.items() if key in known}
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**sizes, **changes}), dtype=torch.float32)
+    model = untyped(AutoModelForCausalLM).from_config(
+        AutoConfig.for_model(kind, **{**sizes, **changes}), dtype=torch.float32
+    )
     for name, weight in model.named_parameters():  # the norms and biases, which begin as ones and zeros
         if weight.dim() == 1:
             weight.data += 0.1 * torch.randn(weight.shape)
@@ -214,7 +210,9 @@ def save(label: str, folder: Path) -> Any:  # noqa: ANN401  transformers has no 
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(ROOT / "models" / "tiny_phi3" / name, folder / name)
     if kind == "qwen2":  # transformers reads every such checkpoint with Qwen's own rules
-        save_tokenizer(FAMILIES["qwen3"], folder)
+        letters = sorted(ByteLevel.alphabet())
+        vocabulary = {text: number for number, text in enumerate([*letters, "<|endoftext|>"])}
+        untyped(Qwen2Tokenizer)(vocab=vocabulary, merges=[]).save_pretrained(folder)
     return model.eval()
 
 

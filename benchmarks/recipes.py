@@ -26,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.report import in_turns, machine, ratio
-from steps.checkpoint.onnx_recipes import LADDER, Recipe, builder_arguments, unusable
 from steps.checkpoint.shared_embedding import share_embedding
 from steps.evaluation.fidelity import Text, chunks, compare, fidelity_metrics, joined, measured_rows
+from steps.records.onnx_recipes import LADDER, Recipe, builder_arguments, unusable
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ("README.md", "docs/guides/evaluation.md", "docs/reference/serving.md")

@@ -6,6 +6,7 @@
     checkpoint     a model's files, complete, from a folder or a hub; their export to ONNX
     wrappers       code that travels inside the logged model
     logged_models  a logged model: what it holds, in a process of its own, as a language model
+    ladder         onnx=auto: builds recipes until one keeps the fidelity gates
     measurement    asks, times and compares loaded candidates
     evaluation     questions, scores, statistics, gates: numbers only
     report         pages, plots and tables

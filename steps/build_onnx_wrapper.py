@@ -16,7 +16,7 @@ from typing import Any
 
 import mlflow
 
-from steps.checkpoint.checks import require_known_architecture, require_known_positions
+from steps.checkpoint.checks import require_buildable
 from steps.checkpoint.hub import fetch_onnx
 from steps.checkpoint.manifest import MANIFEST
 from steps.checkpoint.onnx_export import build_onnx, recipe_of, require_runnable
@@ -43,9 +43,7 @@ def run(config: Config, inputs: Inputs) -> Outputs:
         onnx = Path(work) / "onnx"
         if options.repo_id is None:
             snapshot = stack.enter_context(present(inputs["fetch_model"]))
-            # fetch_model does not ask when it fetches for a prebuilt model.
-            require_known_architecture(snapshot)
-            require_known_positions(snapshot)
+            require_buildable(snapshot)  # fetch_model does not ask when it fetches for a prebuilt model
             log = Path(work) / BUILDER_LOG
             try:
                 if options.ladder is None:

@@ -51,20 +51,14 @@ def run(config: Config, inputs: Inputs) -> Outputs:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         runs = {name: inputs[step] for name, step in CANDIDATES.items()}
         models = {name: stack.enter_context(checked_model(built)) for name, built in runs.items()}
-        for name, uri in options.candidates.items():
-            models[name] = uri, fetched(uri, work / name)
+        models |= {name: (uri, fetched(uri, work / name)) for name, uri in options.candidates.items()}
         # They load side by side.
         loading = {name: stack.enter_context(candidate(name, folder)) for name, (_uri, folder) in models.items()}
         check_harness(options.harness)
         found = measure_candidates(loading, REFERENCE, examples, options)
         harness = measure_harness(loading, options.harness, config.seed)
         predictions = score(examples, found.answers)
-        metrics = measure(predictions, found.measured, REFERENCE, config.seed)
-        for name, figures in harness_metrics(harness, REFERENCE, config.seed).items():
-            metrics[name] |= figures
-        ids = {name: Model.load(str(folder)).model_id for name, (_uri, folder) in models.items()}
-        log_measurements(found, metrics, ids)
-        log_data(examples, predictions, options)
+        metrics = figures_of(predictions, found, harness, config.seed)
         results = Results(
             title=f"{config.model.name}: {' and '.join(list(models)[1:])} measured against {REFERENCE}",
             reference=REFERENCE,
@@ -77,9 +71,27 @@ def run(config: Config, inputs: Inputs) -> Outputs:
             provenance=provenance(runs, models, config),
             ladder=ladder_of(runs[BUILD]),
         )
+        log_measurements(found, metrics, {name: model_id(folder) for name, (_uri, folder) in models.items()})
+        log_data(examples, predictions, options)
         gates_digest = log_results(results, harness, work / "results")
     mlflow.set_tags({VERDICT: overall(results.verdicts), GATES_DIGEST: gates_digest})
     return hand_over(results.verdicts, judgement(gates_digest, runs), chosen=results.ladder is not None)
+
+
+def figures_of(
+    predictions: Sequence[Prediction], found: Measurements, harness: Mapping[str, Harness], seed: int
+) -> Metrics:
+    """Return every figure of every candidate, the harness's included."""
+    metrics = measure(predictions, found.measured, REFERENCE, seed)
+    for name, figures in harness_metrics(harness, REFERENCE, seed).items():
+        metrics[name] |= figures
+    return metrics
+
+
+def model_id(folder: Path) -> str | None:
+    """Return MLflow's id of the logged model in *folder*."""
+    found: str | None = Model.load(str(folder)).model_id
+    return found
 
 
 def fetched(uri: str, folder: Path) -> Path:
@@ -92,7 +104,7 @@ def fetched(uri: str, folder: Path) -> Path:
         raise StepError(msg) from error
 
 
-def log_measurements(found: Measurements, metrics: Metrics, model_ids: Mapping[str, str | None]) -> None:
+def log_measurements(found: Measurements, metrics: Metrics, ids: Mapping[str, str | None]) -> None:
     """Log *metrics*, and the series over prompt lengths, each linked to the logged model of its candidate.
 
     A value that is not finite is logged for the run alone: for a logged model MLflow shows NaN as 0, and infinity as a
@@ -100,13 +112,13 @@ def log_measurements(found: Measurements, metrics: Metrics, model_ids: Mapping[s
     """
     mlflow.set_tags({f"threads.{name}": str(threads) for name, threads in found.threads.items()})
     mlflow.set_tags({f"dtype.{name}": dtype for name, dtype in found.dtypes.items()})
-    for name, model_id in model_ids.items():
+    for name, own_id in ids.items():
         own = flatten({name: metrics[name]})
         finite = {metric: value for metric, value in own.items() if math.isfinite(value)}
-        mlflow.log_metrics(finite, model_id=model_id)
+        mlflow.log_metrics(finite, model_id=own_id)
         mlflow.log_metrics({metric: value for metric, value in own.items() if metric not in finite})
         for tokens, medians in by_prompt_length(found.of(name).timings).items():
-            mlflow.log_metrics(flatten({name: medians}), step=tokens, model_id=model_id)
+            mlflow.log_metrics(flatten({name: medians}), step=tokens, model_id=own_id)
 
 
 def log_data(examples: Sequence[Example], predictions: Sequence[Prediction], options: Evaluate) -> None:

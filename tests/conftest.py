@@ -18,10 +18,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from steps.checkpoint.onnx_export import build_onnx
-from steps.checkpoint.onnx_recipes import Recipe
 from steps.config.schema import CANDIDATES, Config, Evaluate, ExecutionProvider, project_path
 from steps.evaluation.tasks import Example, read_examples
 from steps.flow.runs import run_name, run_step
+from steps.records.onnx_recipes import Recipe
 from steps.records.tags import outputs
 from tests.shared_flow import COMMAND, Flow
 from tests.small_evaluation import examples, predictions  # noqa: F401  fixtures

@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from steps.build_onnx_wrapper import fetch_prebuilt
 from steps.checkpoint.checks import known_architectures
-from steps.checkpoint.onnx_export import SLIDING_WINDOW, layer_types, mended, one_limit
+from steps.checkpoint.onnx_export import SLIDING_WINDOW, layer_types, mended, norm_epsilon, one_limit
 from steps.config.command_line import compose_config
 from steps.config.schema import BuildOnnxWrapper
 from steps.logged_models.logged_model import logged_folder
@@ -101,6 +101,11 @@ def test_a_checkpoint_is_linked_and_left_as_it_is(tmp_path: Path) -> None:
 )
 def test_a_config_that_needs_no_mending_is_used_as_it_is(config: dict[str, object]) -> None:
     assert layer_types({"num_hidden_layers": 2, **config}) == {}
+
+
+def test_the_epsilon_of_the_norms_is_stated_by_the_name_that_the_builder_knows() -> None:
+    assert norm_epsilon({"layer_norm_eps": 1e-5}) == norm_epsilon({"norm_eps": 1e-5}) == {"rms_norm_eps": 1e-5}
+    assert norm_epsilon({"rms_norm_eps": 1e-6, "norm_eps": 1e-5}) == norm_epsilon({}) == {}
 
 
 def test_a_phi_3_with_one_limit_of_positions_is_not_taken_for_longrope() -> None:

@@ -44,7 +44,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int, context: int) -> PreT
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False, rstrip=True) for token in _CONTROL_TOKENS[1:]]
     )
-    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         bos_token="<s>",

@@ -153,8 +153,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Phi3ForCa
         eos_token_id=end_of_text,
         pad_token_id=end_of_text,
     )
-    model = Phi3ForCausalLM(config)  # type: ignore[no-untyped-call]
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    model = Phi3ForCausalLM(config)
+    model.generation_config = GenerationConfig(
         do_sample=False,
         max_new_tokens=64,
         bos_token_id=tokenizer.bos_token_id,

@@ -4,8 +4,10 @@ manifest.py          the files of a checkpoint, with sizes and hashes, as one st
 hub.py               the checkpoint or the ONNX folder of a repository of the hub
 hub_errors.py        what the hub refuses or fails to give, as one line
 snapshot.py          the files of a manifest, made present again
-architectures.py     which architectures can become ONNX
-onnx_recipes.py      what the weights of a build become, and what cannot be built
+checks.py            can this checkpoint become what was asked for? asked before its weights are fetched
+tokenizer_check.py   the checks of tokenizer and chat template
+weights_check.py     the checks of the safetensors headers
+policy.py            the files, end tokens and sampling that both wrappers take from a checkpoint
 onnx_export.py       from a checkpoint to an ONNX folder, in a process of its own
 shared_embedding.py  an embedding that is read from the 8 bits of the head
 """

@@ -37,6 +37,7 @@ Measured by `python -m benchmarks.architectures`; docs/reference/architectures.m
 """
 
 ROPE = {
+    "GptOssForCausalLM": ("yarn",),
     "LlamaForCausalLM": ("llama3",),
     "MistralForCausalLM": ("linear",),
     "Phi3ForCausalLM": ("longrope",),
@@ -62,6 +63,12 @@ def require_usable(folder: Path, *, built: bool) -> None:
     Its weights need not be there.
     """
     for check in (*FOR_ANY, *(FOR_THE_BUILDER if built else ()), *FOR_CHAT):
+        check(folder)
+
+
+def require_buildable(folder: Path) -> None:
+    """Raise StepError unless the builder can make ONNX of the checkpoint in *folder* that computes what it does."""
+    for check in FOR_THE_BUILDER:
         check(folder)
 
 
@@ -139,6 +146,24 @@ def require_known_positions(folder: Path) -> None:
             raise StepError(msg)
 
 
+def require_plain_layers(folder: Path) -> None:
+    """Raise StepError where the builder takes layers for others, without a word: Granite's hybrids."""
+    if _architecture(folder) != "GraniteMoeHybridForCausalLM":
+        return
+    config = read_json(folder / "config.json")
+    built = {
+        "position_embedding_type": config.get("position_embedding_type") == "rope",
+        "layer_types": set(config.get("layer_types") or ["mamba"]) == {"attention"},
+        "num_local_experts": not config.get("num_local_experts"),
+    }
+    if wrong := next((key for key, right in built.items() if not right), None):
+        fact = (
+            f"config.json in {folder} has {wrong}={config.get(wrong)!r}, and the builder makes rotary attention alone"
+        )
+        msg = f"{fact[:400]}: {ELSE}"
+        raise StepError(msg)
+
+
 def require_end(folder: Path) -> None:
     """Raise StepError unless some file of the checkpoint in *folder* names a token that ends an answer."""
     files = [folder / name for name in ("config.json", "generation_config.json")]
@@ -166,7 +191,7 @@ def _scalings(config: Mapping[str, Any]) -> list[str]:
 
 
 Check = Callable[[Path], None]
-FOR_THE_BUILDER: tuple[Check, ...] = (require_known_architecture, require_known_positions)
+FOR_THE_BUILDER: tuple[Check, ...] = (require_known_architecture, require_known_positions, require_plain_layers)
 FOR_ANY: tuple[Check, ...] = (require_no_quantisation, require_token_ids)
 FOR_CHAT: tuple[Check, ...] = (require_architecture, require_tokenizer, require_end, require_template)
 """The checks, in their order: those that need transformers come last, since importing it takes seconds."""

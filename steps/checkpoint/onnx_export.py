@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steps.checkpoint.onnx_recipes import Recipe, builder_arguments, unusable
 from steps.checkpoint.policy import generation_config, link_files, replace_json
 from steps.checkpoint.shared_embedding import share_embedding
 from steps.config.schema import BuildOnnxWrapper, ExecutionProvider
 from steps.records.errors import StepError
+from steps.records.onnx_recipes import Recipe, builder_arguments, unusable
 
 SLIDING_WINDOW = {"mistral": 4096, "phi3": None}
 """Model types of which every layer has the sliding window, and its size in transformers where config.json has none."""
@@ -50,6 +50,15 @@ def build_onnx(snapshot: Path, output: Path, recipe: Recipe, provider: Execution
         share_embedding(output)
 
 
+def norm_epsilon(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what *config*, of a config.json, lacks for the builder to see the epsilon of its norms (Phi 2, Nemotron).
+
+    The builder knows it by one name, and takes 1e-6 where that is missing.
+    """
+    stated = [config[key] for key in ("layer_norm_eps", "norm_eps") if key in config]
+    return {"rms_norm_eps": stated[0]} if stated and "rms_norm_eps" not in config else {}
+
+
 def one_limit(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what *config*, of a Phi-3's config.json without LongRoPE, lacks for the builder to see that it has none.
 
@@ -76,8 +85,8 @@ def mended(snapshot: Path, folder: Path) -> Path:
     These say which layers have a sliding window, which tokens end an answer, and that tokenizer.json is followed.
     """
     link_files(snapshot, folder)
-    config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
-    if lacking := layer_types(config) | one_limit(config):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if lacking := layer_types(config) | one_limit(config) | norm_epsilon(config):
         replace_json(folder / "config.json", config | lacking)
     replace_json(folder / "generation_config.json", generation_config(snapshot))
     return folder

@@ -75,15 +75,27 @@ def _generation_settings(folder: Path) -> dict[str, Any]:
 
 
 def link_files(snapshot: Path, folder: Path) -> None:
-    """Make *folder* with links to the files of *snapshot* that belong to it, and settings that follow tokenizer.json.
-
-    Raises StepError when transformers cannot be made to follow it.
-    """
+    """Make *folder* with links to the files of *snapshot* that belong to it, and `corrections` in place of theirs."""
     folder.mkdir(parents=True)
     for path in needed_files(snapshot):
         (folder / path.name).symlink_to(path.resolve())
+    for name, content in corrections(snapshot).items():
+        replace_json(folder / name, content)
+
+
+def corrections(snapshot: Path) -> dict[str, dict[str, Any]]:
+    """Return, by name, the files of *snapshot* as they must be for transformers to compute what the checkpoint means.
+
+    Raises StepError where transformers cannot be made to follow its tokenizer.json.
+    """
+    found = {}
+    config = read_json(snapshot / "config.json")
+    if config.get("attn_logit_softcapping") is not None and "attn_implementation" not in config:
+        # Gemma 2: the attention that transformers takes by itself leaves the cap out.
+        found["config.json"] = config | {"attn_implementation": "eager"}
     if (settings := corrected_settings(snapshot)) is not None:
-        replace_json(folder / "tokenizer_config.json", settings)
+        found["tokenizer_config.json"] = settings
+    return found
 
 
 def replace_json(path: Path, content: dict[str, Any]) -> None:
@@ -94,11 +106,11 @@ def replace_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def only_needed(snapshot: Path) -> Iterator[Path]:
-    """Yield a folder with the files of *snapshot* that belong to it, and settings that follow tokenizer.json.
+    """Yield a folder with the files of *snapshot* that belong to it, corrected, and no others.
 
     It is *snapshot* itself where that is such a folder already: MLflow's `stop` reads the tokenizer from it later on.
     """
-    if set(needed_files(snapshot)) == set(snapshot.iterdir()) and corrected_settings(snapshot) is None:
+    if set(needed_files(snapshot)) == set(snapshot.iterdir()) and not corrections(snapshot):
         yield snapshot
         return
     with tempfile.TemporaryDirectory() as work:

@@ -138,10 +138,6 @@ RECIPE_KEYS = ("precision", "algorithm", "symmetric", "shared_embedding", "block
 """Those of `BuildOnnxWrapper` that say what the weights become."""
 
 
-RECIPES = ("int4", "int4_mixed", "int8_shared", "int8", "fp32")
-"""The names of `steps.checkpoint.onnx_recipes.LADDER`."""
-
-
 @dataclass
 class Ladder:
     """`recipes`: names of `onnx_recipes.LADDER`, tried in this order until one keeps the fidelity gates of `gates`.
@@ -287,6 +283,28 @@ class Sweep:
 
 
 @dataclass
+class Serve:
+    """`model`: the URI of a model, such as models:/name@champion, which is followed when the alias moves.
+
+    `host`, `port`: where to listen; a host other than this machine's loopback needs `api_key_env`, the name of the
+    environment variable that holds the key. `cors_origins`: sites whose pages may ask. `max_body_bytes`: of a request.
+    `max_waiting`: how many answers may be unfinished. `timeout`: seconds for an answer. `grace`: seconds for answers
+    that have begun when the server is told to end. `follow_seconds`: between two looks at the alias.
+    """
+
+    model: str
+    host: str
+    port: int
+    api_key_env: str | None
+    cors_origins: list[str]
+    max_body_bytes: int
+    max_waiting: int
+    timeout: float
+    grace: int
+    follow_seconds: float
+
+
+@dataclass
 class Config:
     """The whole configuration, resolved."""
 
@@ -298,6 +316,7 @@ class Config:
     register: Register
     flow: Flow
     sweep: Sweep
+    serve: Serve
     question: str
     seed: int
     steps: list[str]

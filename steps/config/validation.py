@@ -1,6 +1,7 @@
 """Check a composed configuration: return a usable Config, or name the first value that cannot be used."""
 
 import importlib.util
+import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 
@@ -9,7 +10,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from steps.config.schema import (
     CANDIDATES,
     RECIPE_KEYS,
-    RECIPES,
     STEPS,
     BuildOnnxWrapper,
     Config,
@@ -19,6 +19,7 @@ from steps.config.schema import (
     Ladder,
     Model,
     Register,
+    Serve,
     Source,
     project_path,
 )
@@ -26,6 +27,7 @@ from steps.config.values import flat_dict
 from steps.evaluation.gates import read_gates
 from steps.evaluation.tasks import read_examples
 from steps.records.errors import ConfigError
+from steps.records.onnx_recipes import LADDER
 
 EXTRAS = {
     "evaluate.harness.tasks": ("lm_eval", "requirements-lm-eval.txt"),
@@ -74,6 +76,7 @@ def check(config: Config) -> None:
     _check_register(config.register, config.evaluate_run_id)
     _at_least(1, "flow.jobs", config.flow.jobs)
     _at_least(1, "sweep.jobs", config.sweep.jobs)
+    _check_serve(config.serve)
     _check_extras(flat_dict(config))
     direction = config.sweep.direction
     _require(direction in ("maximize", "minimize"), "sweep.direction", direction, "maximize or minimize")
@@ -112,8 +115,9 @@ def _check_onnx(onnx: BuildOnnxWrapper) -> None:
 
 
 def _check_ladder(ladder: Ladder, provider: ExecutionProvider) -> None:
-    known = bool(ladder.recipes) and set(ladder.recipes) <= set(RECIPES)
-    _require(known, "build_onnx_wrapper.ladder.recipes", ladder.recipes, f"some of {', '.join(RECIPES)}")
+    names = [recipe.name for recipe in LADDER]
+    known = bool(ladder.recipes) and set(ladder.recipes) <= set(names)
+    _require(known, "build_onnx_wrapper.ladder.recipes", ladder.recipes, f"some of {', '.join(names)}")
     expected = "a limit of onnx.fidelity.*, by which onnx=auto can choose: or name a recipe, such as onnx=int8_cpu"
     _require(bool(ladder.gates), "evaluate.gates", "without fidelity", expected)
     here = provider is ExecutionProvider.cpu
@@ -185,6 +189,29 @@ def _check_register(register: Register, evaluate_run_id: str | None) -> None:
     for key, chosen in {"rollback": register.rollback, "verify_key": register.verify_key}.items():
         alone = not chosen or not (evaluate_run_id or register.promote)
         _require(alone, f"register.{key}", chosen, "neither evaluate_run_id nor register.promote with it")
+
+
+def _check_serve(serve: Serve) -> None:
+    _require(bool(serve.model.strip()), "serve.model", repr(serve.model), "a model, such as models:/name@champion")
+    _require(0 <= serve.port < 2**16, "serve.port", serve.port, "0 to 65535")
+    safe = is_loopback(serve.host) or serve.api_key_env is not None
+    expected = "127.0.0.1, or serve.api_key_env with it: whoever reaches another address needs a key"
+    _require(safe, "serve.host", serve.host, expected)
+    for key in ("max_body_bytes", "max_waiting"):
+        _at_least(1, f"serve.{key}", getattr(serve, key))
+    _at_least(0, "serve.grace", serve.grace)
+    for key in ("timeout", "follow_seconds"):
+        _require(getattr(serve, key) > 0, f"serve.{key}", getattr(serve, key), "more than 0 seconds")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether *host* is this machine's own loopback, by name or address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _missing_keys(node: object, prefix: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Does a candidate do what its signature promises? Seen from real calls."""
+"""Does a candidate do what its signature promises? Tried with real calls. Every figure of the area `contract`."""
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -8,7 +8,7 @@ from steps.evaluation.asking import Predict
 from steps.evaluation.tasks import Example
 
 CountTokens = Callable[[str], int | None]
-"""From an answer's text to the number of its tokens, or None when nobody knows."""
+"""From an answer's text to the number of its tokens; None if the tokenizer is unknown."""
 
 Ask = Callable[..., tuple[str, int | None] | None]
 """From the options of a request to the answer's text and number of tokens, or None when the call fails."""
@@ -24,11 +24,14 @@ def contract_metrics(
     fields: Collection[str],
     count_tokens: CountTokens,
 ) -> dict[str, float]:
-    """Return the shares of *examples* for which each promise is kept, from 0 to 1; a call that fails keeps none.
+    """Return for each promise the share of *examples* for which it is kept, from 0 to 1; a call that fails keeps none.
 
-    `repeatable`: asked twice, the same answer. Of the signature's *fields*, `max_tokens`: an answer limited to FEW
-    tokens is that short, and the beginning of the whole one; `stop`: nothing of the answer follows the stop string. An
-    answer too short to be cut says nothing, and does not count; when none counts, the figure is left out.
+    - `repeatable`: the same question gets the same answer twice.
+    - `max_tokens`, if it is one of the signature's *fields*: an answer limited to FEW tokens has no more, and is the
+      beginning of the unlimited one.
+    - `stop`, likewise: nothing follows the stop string.
+
+    An answer too short to be cut does not count. If no answer counts, the figure is left out.
     """
     kept: dict[str, list[bool]] = {}
     for example in examples:
@@ -52,7 +55,7 @@ def _ask(
 
 
 def _promises(ask: Ask, max_tokens: int, fields: Collection[str]) -> dict[str, bool]:
-    """Return which promises are kept, of those that an answer can tell of."""
+    """Return for each promise that this answer can test whether it is kept."""
     whole = ask(max_tokens=max_tokens)
     kept = {"repeatable": whole is not None and whole == ask(max_tokens=max_tokens)}
     if whole is None:
@@ -63,7 +66,7 @@ def _promises(ask: Ask, max_tokens: int, fields: Collection[str]) -> dict[str, b
         kept["max_tokens"] = short is not None and (short[1] or 0) <= FEW and _begins(text, short[0])
     if "stop" in fields and len(text) > 1:
         words = text.split()
-        # Not the end of the answer: there, to stop and to go on are the same.
+        # A word from the middle: at the end, stopping and going on look the same.
         stop = words[(len(words) - 1) // 2] if len(words) > 1 else text[(len(text) - 1) // 2]
         stopped = ask(max_tokens=max_tokens, stop=[stop])
         before = text[: text.index(stop)]

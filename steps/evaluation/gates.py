@@ -1,13 +1,13 @@
-"""Judge metrics by their gates: limits that a candidate must keep to be registered.
+"""Judge metrics by gates: limits that a candidate must keep to be registered.
 
-A gate names a metric, a `min`, a `max` or both, and what of the metric it uses:
+A gate names a metric and a `min`, a `max` or both. Its `use` says what is compared with them:
 
-- `point`: the figure decides. Passed at the limit or on its good side, otherwise failed.
-- `interval`: the figure's whole 95 % interval decides. Passed when all of it keeps the limits, failed when
-  all of it breaks one, otherwise inconclusive: this many examples cannot tell.
+- `point`: the figure. It passes at the limit or on its good side, and fails otherwise.
+- `interval`: the whole 95 % interval. It passes if all of it keeps the limits, fails if all of it breaks one, and is
+  inconclusive otherwise: too few examples to tell.
 
-Gates fail closed: a figure that is missing fails, and so does a figure or bound that is not finite. A figure that has
-no interval, for want of examples, is inconclusive, and so are no gates at all.
+Gates fail closed: a missing figure fails, and so does a figure or bound that is not finite. A figure without an
+interval (too few examples) is inconclusive, and so is an evaluation without gates.
 """
 
 import difflib
@@ -24,7 +24,7 @@ USES = ("point", "interval")
 
 @dataclass(frozen=True)
 class Gate:
-    """The limits of one metric; ValueError unless there is a finite limit, in order, and a known use."""
+    """The limits of one metric. Raises ValueError unless min and max are finite and in order, and the use is known."""
 
     metric: str
     min: float | None = None
@@ -32,7 +32,7 @@ class Gate:
     use: str = "point"
 
     def __post_init__(self) -> None:
-        """Check the limits, so that a gate that exists can be judged."""
+        """Check the limits, so that every Gate can be judged."""
         limits = [limit for limit in (self.min, self.max) if limit is not None]
         if not limits:
             msg = "has neither min nor max; give at least one"
@@ -51,7 +51,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a gate said of its metric, and why; figures that are missing or not finite are None."""
+    """What a gate decided, and why. A figure that is missing or not finite is None."""
 
     gate: str
     metric: str

@@ -22,7 +22,8 @@ class Prediction:
     def agree(self, one: str, other: str) -> bool:
         """Return whether both candidates gave the same answer, as `Example.same` compares."""
         a, b = self.answers[one], self.answers[other]
-        return a.answered and b.answered and self.example.same(a.text, b.text)
+        scored = self.example.scored
+        return a.answered and b.answered and self.example.same(scored(a.text), scored(b.text))
 
 
 def score(examples: Sequence[Example], answers: Mapping[str, Sequence[Answer]]) -> list[Prediction]:
@@ -39,7 +40,7 @@ def score(examples: Sequence[Example], answers: Mapping[str, Sequence[Answer]]) 
     for position, example in enumerate(examples):
         here = {candidate: given[position] for candidate, given in answers.items()}
         scorer = SCORERS[example.scorer]
-        right = {name: a.answered and scorer(a.text, example.reference) for name, a in here.items()}
+        right = {name: a.answered and scorer(example.scored(a.text), example.reference) for name, a in here.items()}
         predictions.append(Prediction(example, here, right))
     return predictions
 

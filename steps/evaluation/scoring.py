@@ -1,7 +1,6 @@
 """Decide whether one answer is right; `SCORERS` is the list to extend.
 
-A scorer sees text only. For those of `CHOOSING` that text is one of the example's choices: the one that the model finds
-likeliest, see `choices`.
+A scorer sees text only. For a scorer in `CHOOSING`, that is the choice which the model found likeliest (see `choices`).
 """
 
 import difflib
@@ -12,6 +11,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from reprlib import repr as brief
 from typing import Any
+
+THINK, THINK_END = "<think>", "</think>"
 
 
 def normalise(text: str) -> str:
@@ -24,13 +25,23 @@ def normalise(text: str) -> str:
     return text
 
 
+def without_reasoning(answer: str) -> str:
+    """Return what *answer* says after its reasoning, which ends with `</think>`; nothing if the reasoning has no end.
+
+    Templates of reasoning models may write `<think>` themselves, so that an answer has the end tag only.
+    """
+    if THINK_END in answer:
+        return answer.rpartition(THINK_END)[2].strip()
+    return "" if answer.lstrip().startswith(THINK) else answer
+
+
 def exact(answer: str, reference: str) -> bool:
     """Return whether *answer* equals *reference* after normalising both."""
     return normalise(answer) == normalise(reference)
 
 
 def contains(answer: str, reference: str) -> bool:
-    """Return whether *reference* stands in *answer* after normalising both."""
+    """Return whether *answer* contains *reference* after normalising both."""
     return normalise(reference) in normalise(answer)
 
 
@@ -40,7 +51,7 @@ def regex(answer: str, reference: str) -> bool:
 
 
 def json_schema(answer: str, reference: str) -> bool:
-    """Return whether *answer* is JSON, nothing else around it, that the JSON schema *reference* accepts."""
+    """Return whether *answer* is JSON, with nothing around it, and valid against the JSON schema *reference*."""
     try:
         value = json.loads(answer, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):  # RecursionError: a model that repeats "[" thousands of times
@@ -49,7 +60,7 @@ def json_schema(answer: str, reference: str) -> bool:
 
 
 def choice(answer: str, reference: str) -> bool:
-    """Return whether the choice *answer* is *reference*, to the letter."""
+    """Return whether the choice *answer* is exactly *reference*."""
     return answer == reference
 
 

@@ -30,7 +30,7 @@ def with_interval(name: str, figure: Estimate) -> dict[str, float]:
 def share(hits: Sequence[bool]) -> Estimate:
     """Return the share of true *hits* with Wilson's score interval (1927, without continuity correction).
 
-    Unlike value ± 1.96 standard errors it stays within 0 to 1, and has a width when all hits are equal.
+    Unlike value ± 1.96 standard errors, it stays between 0 and 1, and has a width even if all hits are equal.
     """
     _require_some(hits)
     value = sum(hits) / len(hits)
@@ -52,12 +52,12 @@ def flips(build: Sequence[bool], reference: Sequence[bool]) -> tuple[int, int]:
 
 
 def paired_difference(build: Sequence[bool], reference: Sequence[bool], seed: int) -> Estimate:
-    """Return the share right in *build* less that in *reference*, on the same examples, from -1 to 1.
+    """Return the share right in *build* minus the share right in *reference*, on the same examples, from -1 to 1.
 
-    The interval is a percentile bootstrap over the examples' differences (-1, 0 or 1), joined by one lost and
-    one gained example that did not happen. Without these two, a handful of examples without a flip would give
-    the interval 0 to 0, as if certain. Bonett and Price (2012, doi:10.3102/1076998611411915) add the same two
-    to the closed formula, which this bootstrap approaches.
+    The interval is a percentile bootstrap over the examples' differences (-1, 0 or 1), with one lost and one gained
+    example added. Without these two, a few examples without a flip would give the interval 0 to 0, as if certain.
+    Bonett and Price (2012, doi:10.3102/1076998611411915) add the same two to the closed formula, which this bootstrap
+    approaches.
     """
     _require_some(build)
     lost, gained = flips(build, reference)

@@ -6,7 +6,7 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
-from steps.evaluation.scoring import CHOOSING, check_reference, normalise, one_of
+from steps.evaluation.scoring import CHOOSING, check_reference, normalise, one_of, without_reasoning
 
 ROLES = ("system", "user", "assistant")
 NEEDED = ("id", "messages", "reference")
@@ -17,7 +17,7 @@ KEYS = (*NEEDED, "scorer", "choices")
 class Example:
     """One question: the messages a model sees, and the reference its answer is scored against.
 
-    With a scorer of `CHOOSING` the answer is one of the *choices*, which are empty otherwise.
+    If the scorer is in `CHOOSING`, the answer is one of the *choices*, which are empty otherwise.
     """
 
     id: str
@@ -27,8 +27,12 @@ class Example:
     choices: tuple[str, ...] = ()
 
     def same(self, one: str, other: str) -> bool:
-        """Return whether two answers say the same: choices to the letter, other texts after normalising."""
+        """Return whether two answers say the same: choices exactly, other texts after normalising."""
         return one == other if self.scorer in CHOOSING else normalise(one) == normalise(other)
+
+    def scored(self, answer: str) -> str:
+        """Return the part of *answer* that counts: a choice as it is, other texts without the model's reasoning."""
+        return answer if self.scorer in CHOOSING else without_reasoning(answer)
 
 
 def read_task(path: Path) -> list[Example]:

@@ -1,14 +1,13 @@
 """Several processes on this machine side by side: how many, and how one signal ends all."""
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 import psutil
 
+from steps.safety.memory import available_memory
 from steps.safety.processes import closing, end, send_to
 
 T = TypeVar("T")
@@ -20,8 +19,6 @@ BYTES_PER_CHECKPOINT_BYTE, BYTES_OF_LIBRARIES = 4.2, 3e9
 
 Measured at Phi-3-mini's size: docs/reference/benchmarks.md.
 """
-
-MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def side_by_side(calls: Sequence[Callable[[], T]], jobs: int, stop: Callable[[IsOver], None]) -> list[T]:
@@ -58,12 +55,3 @@ def jobs_for(checkpoint_bytes: float) -> int:
     """Return how many steps may run at a time: two if cores and memory suffice for both builds, otherwise one."""
     needed = BYTES_PER_CHECKPOINT_BYTE * checkpoint_bytes + BYTES_OF_LIBRARIES
     return 2 if len(os.sched_getaffinity(0)) > 1 and needed < available_memory() else 1
-
-
-def available_memory(limit: Path = MEMORY_LIMIT) -> float:
-    """Return the available memory in bytes, within the limit of the container."""
-    available = float(psutil.virtual_memory().available)
-    with contextlib.suppress(OSError, ValueError):  # not in a container, or the limit is `max`
-        used = int(limit.with_name("memory.current").read_text())
-        available = min(available, float(int(limit.read_text()) - used))
-    return available

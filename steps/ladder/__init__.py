@@ -1,4 +1,6 @@
-"""onnx=auto: recipes from small to large, each built and measured beside the checkpoint, until one keeps the gates.
+"""onnx=auto: builds recipes from small to large, measures each against the checkpoint, stops at the first that passes.
 
-`climb` decides, `rungs` keeps what was measured, `beside_checkpoint` measures.
+climb.py              builds and judges the recipes in order
+rungs.py              the run of one recipe, which a later ladder finds again
+beside_checkpoint.py  measures a build against its checkpoint
 """

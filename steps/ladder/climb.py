@@ -13,7 +13,6 @@ from typing import Any
 import mlflow
 
 from steps.checkpoint.onnx_export import build_onnx
-from steps.checkpoint.onnx_recipes import LADDER, Recipe, unusable
 from steps.config.schema import BUILD, BuildOnnxWrapper, Ladder
 from steps.evaluation.fidelity import fidelity_metrics
 from steps.evaluation.gates import FAILED, PASSED, judge, overall, read_gates
@@ -22,6 +21,7 @@ from steps.ladder.rungs import SKIPPED, Rung, facts_of, finished_rung, rung_run
 from steps.logged_models.process import apart
 from steps.records import artifacts
 from steps.records.errors import StepError, one_line
+from steps.records.onnx_recipes import LADDER, Recipe, unusable
 from steps.records.tags import RECIPE
 from steps.report.ladder import draw, progress, table
 from steps.report.style import save

@@ -1,6 +1,6 @@
 """A rung: one recipe, built and measured in a run of its own below the step's, which a later ladder finds again.
 
-Whoever changes a gate, or goes on after a kill, measures no recipe twice.
+So a changed gate, or a command repeated after a kill, measures no recipe twice.
 """
 
 import json
@@ -14,15 +14,16 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from steps.checkpoint import onnx_export, onnx_recipes, shared_embedding
-from steps.checkpoint.onnx_recipes import Recipe
+from steps.checkpoint import onnx_export, shared_embedding
 from steps.config.schema import ROOT
 from steps.evaluation import fidelity
 from steps.ladder import beside_checkpoint
 from steps.ladder.beside_checkpoint import Material
 from steps.logged_models import language_model
+from steps.records import onnx_recipes
 from steps.records.errors import StepError, one_line
 from steps.records.files import hash_file, hash_text
+from steps.records.onnx_recipes import Recipe
 from steps.records.tags import ERROR, FINGERPRINT, PROCESS, STEP
 from steps.safety.processes import process_tag
 

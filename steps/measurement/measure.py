@@ -35,7 +35,7 @@ TURN = 10
 COMPARES_TEXT = ("exact", "contains", "choice", "choice_norm")
 """The scorers whose reference is an answer; for the others it is a pattern."""
 
-LOGITS_TOGETHER = 1_024
+LOGITS_TOGETHER = 512
 """The most tokens, padding included, whose logits are computed as one batch: bounds the memory."""
 
 

@@ -7,4 +7,5 @@ plots.py       the plots of an evaluation
 page.py        the report, one HTML file
 files.py       everything that evaluate leaves behind
 sweep_page.py  the trials of a sweep, one HTML file
+ladder.py      the recipes that onnx=auto tried: lines, a table, a plot
 """

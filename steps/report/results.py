@@ -16,7 +16,7 @@ class Results:
     """What was found, and how.
 
     `fidelity`: by candidate, where text n is example n, and texts beyond the last example are of none. `method` says
-    how it was measured, `provenance` what was measured, as labels and values.
+    how it was measured, `provenance` what was measured, as labels and values. `ladder`: what onnx=auto tried.
     """
 
     title: str

@@ -47,8 +47,8 @@ def figure_cell(value: float | None, low: float | None, high: float | None, unit
 
 def metric_cell(figures: Mapping[str, float], name: str) -> Cell | None:
     """Return the figure *name* of *figures* with its interval if it has one; None when it was not measured."""
-    ends = (figures.get(f"{name}{end}") for end in ("", "_low", "_high"))
-    return figure_cell(*ends, meaning(name).unit)
+    value, low, high = (figures.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    return figure_cell(value, low, high, meaning(name).unit)
 
 
 def metric_rows(metrics: Metrics, candidates: Sequence[str]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 processes.py  a process ends with the one that started it, and no run stays RUNNING
 lock.py       one process of this machine at a time
+memory.py     how much memory there is left
 outages.py    a full disk or a missing server: one line instead of a trace
 secrets.py    refuses secrets in parameters, and removes them from what is stored
 """

@@ -119,6 +119,28 @@ def test_an_architecture_whose_build_is_not_equal_is_refused_with_the_reason(tmp
     assert NOT_EQUAL[architecture] in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({}, "position_embedding_type=None"),
+        (
+            {"position_embedding_type": "rope", "layer_types": ["mamba", "attention"]},
+            "layer_types=['mamba', 'attention']",
+        ),
+        (
+            {"position_embedding_type": "rope", "layer_types": ["attention"], "num_local_experts": 8},
+            "num_local_experts=8",
+        ),
+    ],
+)
+def test_a_granite_of_other_layers_is_refused(tmp_path: Path, values: dict[str, Any], line: str) -> None:
+    config = {"architectures": ["GraniteMoeHybridForCausalLM"], "model_type": "granitemoehybrid", **values}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StepError) as refused:
+        require_usable(tmp_path, built=True)
+    assert f"has {line}, and the builder makes rotary attention alone: choose another" in str(refused.value)
+
+
 # Tokenizer and template
 
 

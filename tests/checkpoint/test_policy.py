@@ -1,20 +1,23 @@
 """Both wrappers hold the manifest's files, follow tokenizer.json, and have one set of end tokens and one policy."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 from mlflow.models import Model
 from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
 
 from steps.build_pipeline_wrapper import log_pipeline
 from steps.checkpoint.onnx_export import build_onnx
-from steps.checkpoint.onnx_recipes import Recipe
 from steps.checkpoint.policy import end_tokens, generation_config, neutral_options, not_applied, only_needed
 from steps.config.command_line import compose_config
 from steps.config.schema import ExecutionProvider
 from steps.logged_models.logged_model import logged_folder
+from steps.records.onnx_recipes import Recipe
 from tests.checkpoint.test_checks import change, checkpoint, llama
 from tests.families import FAMILIES, save_checkpoint
 
@@ -71,6 +74,21 @@ def test_settings_that_read_otherwise_are_corrected_in_a_copy(tmp_path: Path) ->
         settings = json.loads((corrected / "tokenizer_config.json").read_text())
         assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "LlamaTokenizerFast"
+
+
+def test_gemma_2_is_computed_with_the_cap_of_its_attention(tmp_path: Path) -> None:
+    gemma = replace(FAMILIES["llama"], architecture="Gemma2", options={"attn_logit_softcapping": 0.1, "head_dim": 16})
+    folder = save_checkpoint(gemma, tmp_path / "gemma")
+    tokens = torch.arange(10, 40)[None]
+
+    def logits(path: Path, **options: str) -> torch.Tensor:
+        with torch.inference_mode():
+            return AutoModelForCausalLM.from_pretrained(path, **options)(tokens).logits
+
+    meant = logits(folder, attn_implementation="eager")
+    with only_needed(folder) as corrected:
+        assert torch.equal(logits(corrected), meant)
+    assert (logits(folder) - meant).abs().max() > 0.01
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from steps.checkpoint.onnx_recipes import Recipe, builder_arguments
 from steps.checkpoint.shared_embedding import share_embedding
 from steps.records.errors import StepError
+from steps.records.onnx_recipes import Recipe, builder_arguments
 from tests.families import FAMILIES, logits_of, save_checkpoint
 
 TOKENS = list(range(3, 300, 7))

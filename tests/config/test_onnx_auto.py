@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from steps.checkpoint.onnx_recipes import LADDER
 from steps.config.command_line import compose_config
-from steps.config.schema import RECIPES, ROOT, Config
+from steps.config.schema import ROOT, Config
 from steps.flow.fingerprint import fingerprint
 from steps.records.errors import ConfigError
 from tests.conftest import run
@@ -19,10 +18,6 @@ LOCAL = ["model=local", "model.path=models/tiny_phi3"]
 
 def ladder_of(*overrides: str) -> object:
     return compose_config(list(overrides)).build_onnx_wrapper.ladder
-
-
-def test_the_configuration_knows_the_recipes_by_their_names() -> None:
-    assert [recipe.name for recipe in LADDER] == list(RECIPES)
 
 
 def test_the_embedded_model_has_the_recipe_that_was_measured_for_it() -> None:

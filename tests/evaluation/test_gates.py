@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from steps.config.command_line import compose_config
 from steps.evaluation.gates import Gate, judge, overall, read_gates, write_gates
 
 FIGURES = {"onnx.task.accuracy": 0.92, "onnx.task.accuracy_low": 0.87, "onnx.task.accuracy_high": 0.95}
@@ -146,3 +147,33 @@ def test_gates_json_is_strict_json_with_every_verdict(tmp_path: Path) -> None:
     assert (right["figure"], right["low"], right["high"], right["min"]) == (0.92, 0.87, 0.95, 0.9)
     assert (right["gate"], right["verdict"]) == ("right", "inconclusive")
     assert (broken["figure"], broken["verdict"]) == (None, "failed")
+
+
+@pytest.mark.parametrize(
+    ("build", "ratio", "divergence", "same_top", "holds"),
+    [
+        ("fp32", 1.000, 0.000, 1.00, True),
+        ("int8, block 32", 1.005, 0.005, 0.95, True),
+        ("int8, block 128", 1.014, 0.014, 0.91, True),
+        ("int4, k_quant_mixed", 1.15, 0.19, 0.75, False),
+        ("int4, block 32", 1.32, 0.38, 0.64, False),
+        ("int4, block 128", 1.79, 0.71, 0.54, False),
+    ],
+)
+def test_the_general_limits_pass_and_fail_the_builds_that_they_were_taken_from(
+    build: str, ratio: float, divergence: float, same_top: float, holds: bool
+) -> None:
+    """Figures of SmolLM2-135M-Instruct, as conf/evaluate/general.yaml quotes them."""
+    values = {"perplexity_ratio": ratio, "kl_mean": divergence, "same_top": same_top}
+    figures = {f"onnx.fidelity.{name}{end}": value for name, value in values.items() for end in ("", "_low", "_high")}
+    gates = read_gates(compose_config(["evaluate=general"]).evaluate.gates)
+
+    verdicts = judge(figures, {name: gate for name, gate in gates.items() if ".fidelity." in gate.metric})
+
+    assert [each.verdict for each in verdicts] == ["passed" if holds else "failed"] * 3, build
+
+
+def test_no_general_limit_depends_on_how_good_the_model_is() -> None:
+    gates = read_gates(compose_config(["evaluate=general"]).evaluate.gates)
+
+    assert not [name for name, gate in gates.items() if gate.metric.endswith("task.accuracy")]

@@ -44,3 +44,12 @@ def test_predictions_are_written_one_a_line_with_every_candidate(predictions: li
         "error": None,
     }
     assert records[1]["answers"]["onnx"]["error"] == "RuntimeError: out of memory"
+
+
+def test_an_answer_is_right_by_what_follows_its_reasoning() -> None:
+    example = Example("q", [{"role": "user", "content": "?"}], "Madrid", "contains")
+    texts = {"right": "<think>Lisbon?</think>Madrid", "wrong": "<think>Madrid?</think>Lisbon", "cut": "<think>Madrid"}
+
+    (prediction,) = score([example], {name: [Answer("q", text, 1, 1.0)] for name, text in texts.items()})
+
+    assert prediction.right == {"right": True, "wrong": False, "cut": False}

@@ -1,6 +1,6 @@
 import pytest
 
-from steps.evaluation.scoring import SCORERS, normalise
+from steps.evaluation.scoring import SCORERS, normalise, without_reasoning
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,17 @@ SCHEMA = '{"type": "object", "required": ["capital"], "properties": {"capital": 
 )
 def test_each_scorer_knows_right_from_wrong(scorer: str, answer: str, reference: str, right: bool) -> None:
     assert SCORERS[scorer](answer, reference) is right
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("Madrid.", "Madrid."),
+        ("<think>Is it Lisbon? No.</think>\n\nMadrid.", "Madrid."),
+        ("Is it Lisbon? No.</think>Madrid.", "Madrid."),  # the template wrote <think>
+        ("<think>Is it Madrid?", ""),
+        ("Madrid, as I <think>", "Madrid, as I <think>"),
+    ],
+)
+def test_what_a_model_thinks_before_it_answers_is_not_scored(answer: str, said: str) -> None:
+    assert without_reasoning(answer) == said

@@ -13,6 +13,7 @@ import yaml
 
 from steps.config.command_line import compose_config
 from steps.config.schema import Harness
+from steps.evaluation.metrics import flatten
 from steps.extras.lm_eval import ask_harness, check_harness
 from steps.extras.lm_eval_metrics import harness_metrics
 from steps.flow.fingerprint import differences, fingerprint
@@ -90,7 +91,9 @@ def weights() -> Any:
 
 @pytest.fixture(scope="module")
 def model(weights: Any) -> TorchModel:
-    return TorchModel(weights, TINY)
+    from transformers import AutoTokenizer
+
+    return TorchModel(weights, AutoTokenizer.from_pretrained(TINY))
 
 
 def recite(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,7 +227,7 @@ def test_both_logged_models_are_asked_and_compared(
         with candidate(name, own) as loaded:
             found[name] = loaded.run(ask_harness, name, own, options, 0)
 
-    metrics = harness_metrics(found, "pipeline", 0)
+    metrics = flatten(harness_metrics(found, "pipeline", 0))
 
     for metric in ("choosing.acc", "choosing.acc_bytes", "saying.exact_match"):
         assert metrics[f"pipeline.harness.{metric}"] == metrics[f"onnx.harness.{metric}"] == 1

@@ -109,7 +109,7 @@ def test_a_sweep_that_is_killed_leaves_nothing_on_the_nodes(project: Path, clust
     sweep.wait_until(lambda: all(in_process_of(node, cluster.running("main")) for node in cluster.both))
     sweep.send("steps.sweep", number)
     sweep.wait_for_silence()
-    trials = [one for started in cluster.both for one in started.processes() if "steps." in " ".join(one.cmdline())]
+    trials = [one for started in cluster.both for one in started.processes() if "-m steps" in " ".join(one.cmdline())]
     psutil.wait_procs(trials, timeout=30)
     assert not [one for one in trials if one.is_running()]
     assert not cluster.runs("attributes.status = 'RUNNING'")

@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from steps.flow.side_by_side import available_memory, end_children, jobs_for, side_by_side
+from steps.flow.side_by_side import end_children, jobs_for, side_by_side
+from steps.safety.memory import available_memory
 
 
 def never(_is_over: object) -> None:

@@ -20,10 +20,10 @@ from steps.build_onnx_wrapper import log_wrapper
 from steps.build_pipeline_wrapper import log_pipeline
 from steps.checkpoint import onnx_export
 from steps.checkpoint.onnx_export import build_onnx
-from steps.checkpoint.onnx_recipes import Recipe
 from steps.config.command_line import compose_config
 from steps.config.schema import ExecutionProvider
 from steps.logged_models.language_model import OnnxModel, TorchModel
+from steps.records.onnx_recipes import Recipe
 from steps.wrappers.onnx.detokenizer import Detokenizer
 from steps.wrappers.onnx.tokenizer import ChatTokenizer
 from tests.conftest import QUICK, run
@@ -230,7 +230,9 @@ def content(response: dict[str, Any]) -> str:
 def test_evaluate_reads_a_chat_of_another_family_alike_in_both_models(built: Callable[[str], Built], name: str) -> None:
     model = built(name)
     reference, build = (
-        TorchModel(AutoModelForCausalLM.from_pretrained(model.checkpoint), model.checkpoint),
+        TorchModel(
+            AutoModelForCausalLM.from_pretrained(model.checkpoint), AutoTokenizer.from_pretrained(model.checkpoint)
+        ),
         OnnxModel(model.onnx),
     )
     for question in QUESTIONS:

@@ -15,11 +15,11 @@ from packaging.requirements import Requirement
 
 from steps.build_onnx_wrapper import log_wrapper
 from steps.config.command_line import compose_config
-from steps.config.schema import STEPS
+from steps.config.schema import CANDIDATES, STEPS
 from steps.logged_models.logged_model import logged_folder
 from steps.logged_models.requirements import locked
 from steps.records.tags import outputs
-from tests.conftest import run
+from tests.conftest import do_step, run
 from tests.servers import serving
 from tests.shared_flow import Flow
 
@@ -135,18 +135,19 @@ def test_an_image_of_the_registered_model_has_all_it_needs(flow: Flow, tmp_path:
     assert set(locked("onnxruntime-genai", "onnxruntime")) <= set(lines)
 
 
-@pytest.mark.parametrize("candidate", ["pipeline", "onnx"])
-def test_the_bill_of_materials_keeps_to_its_schema_and_names_every_file(
-    flow: Flow, client: MlflowClient, candidate: str
-) -> None:
-    text = mlflow.artifacts.load_text(f"{flow.steps['register'].info.artifact_uri}/bom/{candidate}.cdx.json")
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
-    model = json.loads(text)["metadata"]["component"]
-    built = flow.steps[f"build_{candidate}_wrapper"]
-    stated = json.loads(mlflow.artifacts.load_text(f"{built.info.artifact_uri}/model_manifest.json"))["files"]
-    assert {file["name"] for file in model["components"]} == {file["path"] for file in stated}
-    assert model["licenses"] == [{"license": {"id": "MIT"}}]
-    assert "externalReferences" not in model, "it is from a folder"
+def test_the_bill_of_materials_keeps_to_its_schema_and_names_every_file(own: Flow) -> None:
+    evaluated = f"evaluate_run_id={own.steps['evaluate'].info.run_id}"
+    register = do_step("register", compose_config([evaluated, "register.name=capitals", "register.bom=true"]))
+    for candidate, step in CANDIDATES.items():
+        text = mlflow.artifacts.load_text(f"{register.info.artifact_uri}/bom/{candidate}.cdx.json")
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+        model = json.loads(text)["metadata"]["component"]
+        manifest = mlflow.artifacts.load_text(f"{own.steps[step].info.artifact_uri}/model_manifest.json")
+        assert {file["name"] for file in model["components"]} == {
+            file["path"] for file in json.loads(manifest)["files"]
+        }
+        assert model["licenses"] == [{"license": {"id": "MIT"}}]
+        assert "externalReferences" not in model, "it is from a folder"
 
 
 def test_the_prompt_interface_answers_over_http(own: Flow) -> None:

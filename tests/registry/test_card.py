@@ -53,7 +53,7 @@ def test_it_says_what_it_is(tags: dict[str, str], text: str) -> None:
 def test_it_has_every_section_and_the_licence() -> None:
     sections = ["Where it comes from", "What it scored", "How to use it", "Limits", "Licence"]
     assert [line.removeprefix("## ") for line in card(ONNX).splitlines() if line.startswith("## ")] == sections
-    assert "mit, as the checkpoint's card states it" in card(ONNX)
+    assert "mit, as the checkpoint's card states" in card(ONNX)
     assert "60 questions of `data/x.jsonl`" in card(ONNX)
     assert "| Right answers | 99 % |" in card(ONNX)
     assert "- `onnx.task.accuracy keeps 0.9`" in card(ONNX)
@@ -73,4 +73,4 @@ def test_a_long_table_makes_room_and_the_rest_stays_whole() -> None:
     assert 4_900 < len(text) <= LONGEST
     assert "| Figure 1 | 1 % |" in text
     assert "The other figures are in that report." in text
-    assert text.endswith("it holds for this version too.\n")
+    assert text.endswith("It applies to this version too.\n")

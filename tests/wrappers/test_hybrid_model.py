@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from steps.checkpoint.onnx_export import build_onnx
-from steps.checkpoint.onnx_recipes import Recipe
 from steps.config.schema import ExecutionProvider
+from steps.records.onnx_recipes import Recipe
 from steps.wrappers.onnx.og_model import OgModel
 from steps.wrappers.onnx.scheduler import Scheduler
 from steps.wrappers.onnx.sequence import Sequence

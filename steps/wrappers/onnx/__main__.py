@@ -5,10 +5,12 @@ connection:
 
     to the engine    {"add": [fields of a Sequence, ...]}    {"drop": [id, ...]}
     from the engine  {"ready": true} or {"failed": why}, once; then
-                     {"tokens": [[id, [token, ...]], ...], "error": [[id, "refused" or "failed", why], ...]}
+                     {"tokens": [[id, [token, ...]], ...], "error": [[id, "refused" or "failed", why], ...],
+                      "stats": fields of Stats}, when any of it is new
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -40,6 +42,7 @@ def serve(connection: Connection, folder: Path, threads: int, limits: dict[str, 
         connection.send_bytes(json.dumps({"failed": why or type(error).__name__}).encode())
         return
     scheduler = Scheduler(model, **limits)
+    stats = scheduler.stats
     connection.send_bytes(b'{"ready": true}')
     while True:
         if connection.poll(1.0 if scheduler.idle else scheduler.max_wait):
@@ -51,8 +54,10 @@ def serve(connection: Connection, folder: Path, threads: int, limits: dict[str, 
             return
         elif not scheduler.idle:
             tokens, errors = scheduler.step()
-            if tokens or errors:
-                connection.send_bytes(json.dumps({"tokens": tokens, "error": errors}).encode())
+            before, stats = stats, scheduler.stats
+            if tokens or errors or stats != before:
+                message = {"tokens": tokens, "error": errors, "stats": dataclasses.asdict(stats)}
+                connection.send_bytes(json.dumps(message).encode())
 
 
 def main(arguments: Arguments[str]) -> None:

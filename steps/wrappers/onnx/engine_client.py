@@ -58,6 +58,11 @@ class EngineClient:
         """How many outputs the engine is generating, or has waiting."""
         return len(self._process.outputs)
 
+    @property
+    def stats(self) -> dict[str, Any]:
+        """What the engine said last of what it is doing: the fields of its Stats; empty before its first request."""
+        return self._process.stats
+
     def wait(self) -> None:
         """Wait until the model is loaded. Raises MlflowException if it cannot be."""
         if why := self._process.loaded.result():
@@ -109,6 +114,7 @@ class EngineProcess:
 
     def __init__(self, arguments: Sequence[str], end_ids: frozenset[int]) -> None:
         self.outputs: dict[int, RequestOutput] = {}  # those that the process has not finished
+        self.stats: dict[str, Any] = {}
         self.loaded: Future[str | None] = Future()  # None, or why the model could not be loaded
         self._owner = os.getpid()
         self._end_ids = end_ids
@@ -146,7 +152,7 @@ class EngineProcess:
                 self._messages.put({"add": [output.sequence() for output in outputs]})
                 return
         for output in outputs:
-            output.finish("failed", self._ended)
+            output.finish("lost", self._ended)
 
     def cancel(self, ids: Iterable[int]) -> None:
         """Forget those of the outputs *ids* that the process has not finished."""
@@ -197,6 +203,7 @@ class EngineProcess:
 
     def _handle(self, message: dict[str, Any]) -> None:
         """Pass tokens and errors on to the outputs that they are for."""
+        self.stats = message.get("stats", self.stats)
         stopped = []
         for number, tokens in message["tokens"]:
             if output := self.outputs.get(number):
@@ -224,8 +231,9 @@ class EngineProcess:
             self._ended = self._ended or why
             outputs = list(self.outputs.values())
             self.outputs.clear()
+            self.stats = {}
         for output in outputs:
-            output.finish("failed", why)
+            output.finish("lost", why)
 
     def _exit_reason(self) -> str:
         code = self._process.wait()

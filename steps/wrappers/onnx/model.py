@@ -4,6 +4,7 @@ import queue
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from .request import (
     Message,
     Request,
     check_chat_fields,
+    check_completion_fields,
     check_prompt_fields,
     read_messages,
     read_request,
@@ -77,7 +79,7 @@ class OnnxChatModel(PythonModel):
     ) -> list[Any]:
         """Return for every row one Chat Completions object, or with interface=prompt one string."""
         requests = self.read_requests(model_input, params, streaming=False)
-        rows = [[RequestOutput(request, self.tokenizer, n) for n in range(request.n)] for request in requests]
+        rows = [self.outputs(request) for request in requests]
         outputs = [output for choices in rows for output in choices]
         with self.engine.generating(outputs):
             for output in outputs:
@@ -96,11 +98,7 @@ class OnnxChatModel(PythonModel):
         if len(requests) != 1:
             refuse(f"predict_stream got {len(requests)} rows: it takes 1")
         pieces: Pieces = queue.SimpleQueue()
-
-        def put(choice: int) -> tuple[Callable[[str], None], Callable[[], None]]:
-            return (lambda text: pieces.put((choice, text))), (lambda: pieces.put((choice, "")))
-
-        choices = [RequestOutput(requests[0], self.tokenizer, n, *put(n)) for n in range(requests[0].n)]
+        choices = self.outputs(requests[0], lambda n, text: pieces.put((n, text)), lambda n: pieces.put((n, "")))
         with self.engine.generating(choices):
             yield from self._chunks(choices, pieces) if self.is_chat else _texts(choices[0], pieces)
 
@@ -123,6 +121,34 @@ class OnnxChatModel(PythonModel):
                     raise
                 refuse(f"row {index}: {error.message}")
         return requests
+
+    def read_completions(self, row: Fields) -> list[Request]:
+        """Return *row*, of the Completions interface, checked: a request for each of its prompts."""
+        check_completion_fields(row)
+        prompts = row.get("prompt")
+        requests = []
+        for prompt in prompts if isinstance(prompts, list) and prompts else [prompts]:
+            ids = self._prompt_ids({"prompt": prompt})
+            requests.append(read_request(row, ids, self.engine.context, self.max_tokens))
+        return requests
+
+    def outputs(
+        self,
+        request: Request,
+        on_text: Callable[[int, str], None] | None = None,
+        on_finish: Callable[[int], None] | None = None,
+    ) -> list[RequestOutput]:
+        """Return the outputs of *request*, one for each choice; both functions get the choice's number first."""
+        return [
+            RequestOutput(
+                request,
+                self.tokenizer,
+                n,
+                partial(on_text, n) if on_text else None,
+                partial(on_finish, n) if on_finish else None,
+            )
+            for n in range(request.n)
+        ]
 
     def _chat_ids(self, row: Fields, *, streaming: bool) -> list[int]:
         check_chat_fields(row)

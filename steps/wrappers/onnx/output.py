@@ -71,7 +71,9 @@ class RequestOutput:
             self.finish("stop" if is_end or met_stop else "length")
 
     def finish(self, reason: str, error: str | None = None) -> None:
-        """Finish with "stop", "length" or "cancelled", or with "refused" or "failed" and the *error*.
+        """Finish with "stop", "length" or "cancelled", or with "refused", "failed" or "lost" and the *error*.
+
+        "lost": the engine's process has ended; the next request starts it again.
 
         Does nothing after the first call.
         """

@@ -69,6 +69,22 @@ CHAT_FIELDS: dict[str, str | tuple[object, ...]] = {
 Any field may be null. The list is that of the openai package 3.57 (CompletionCreateParams), with two fields of vLLM.
 """
 
+COMPLETION_FIELDS: dict[str, str | tuple[object, ...]] = {
+    "prompt": TAKEN,
+    **dict.fromkeys(("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "n", "stream"), TAKEN),
+    "model": ANY,
+    "user": ANY,
+    "stream_options": ANY,
+    "best_of": (1,),
+    "echo": (False,),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "suffix": ("",),
+    "logprobs": REFUSED,
+}
+"""Every field of Completions, OpenAI's older interface to raw prompts, in the same way."""
+
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "developer": "system"}
 """The roles of a message, as the chat template gets them."""
 
@@ -97,11 +113,20 @@ def refuse(message: str) -> NoReturn:
 
 
 def check_chat_fields(row: Fields) -> None:
-    """Refuse the first field of *row* that is not served, or has a value that is not."""
+    """Refuse the first field of *row* that Chat Completions does not serve, or not with that value."""
+    _check_fields(row, CHAT_FIELDS)
+
+
+def check_completion_fields(row: Fields) -> None:
+    """Refuse the first field of *row* that Completions does not serve, or not with that value."""
+    _check_fields(row, COMPLETION_FIELDS)
+
+
+def _check_fields(row: Fields, table: Mapping[str, str | tuple[object, ...]]) -> None:
     for field, value in row.items():
-        served = CHAT_FIELDS.get(field, REFUSED)
+        served = table.get(field, REFUSED)
         if served == REFUSED:
-            _refuse_field(field, value, [name for name, how in CHAT_FIELDS.items() if how == TAKEN])
+            _refuse_field(field, value, [name for name, how in table.items() if how == TAKEN])
         if isinstance(served, tuple) and not any(_same(value, neutral) for neutral in served):
             refuse(f"{field}={brief(value)} is not supported; only {' or '.join(map(repr, served))} is")
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from steps.checkpoint.onnx_recipes import LADDER, Recipe, builder_arguments, unusable
+from steps.records.onnx_recipes import LADDER, Recipe, builder_arguments, unusable
 
 SMOLLM2: dict[str, Any] = {
     "model_type": "llama",

@@ -1,0 +1,76 @@
+"""OpenAI's objects: answers, chunks, usage, and their form as server-sent events."""
+
+import json
+import time
+import uuid
+from typing import Any
+
+from steps.serving.generation import Generation
+
+DONE = "data: [DONE]\n\n"
+"""The last event of a stream."""
+
+JsonObject = dict[str, Any]
+
+
+class Answers:
+    """The objects of one answer: of Chat Completions, or with *chat* False of Completions."""
+
+    def __init__(self, generation: Generation, *, chat: bool, stream_usage: bool = False) -> None:
+        """With *stream_usage*, every chunk has a usage: null, except for the last."""
+        self._generation, self._chat, self.stream_usage = generation, chat, stream_usage
+        target = generation.served.target
+        self._header = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": target.name,
+            "system_fingerprint": target.label,
+        }
+
+    def whole(self) -> JsonObject:
+        """Return the answer, which is complete."""
+        choices = [
+            self._choice(index, {"role": "assistant", "content": output.text}, output.finish_reason, key="message")
+            for index, output in enumerate(self._generation.outputs)
+        ]
+        kind = "chat.completion" if self._chat else "text_completion"
+        return {**self._header, "object": kind, "choices": choices, "usage": self._usage()}
+
+    def beginning(self) -> list[JsonObject]:
+        """Return the chunks before the first text: in a chat, one for each choice, with its role."""
+        choices = range(len(self._generation.outputs)) if self._chat else ()
+        return [self._chunk(index, {"role": "assistant", "content": ""}, None) for index in choices]
+
+    def piece(self, index: int, text: str) -> JsonObject:
+        """Return the chunk with the next *text* of the choice *index*; without text, the one that ends it."""
+        reason = None if text else self._generation.outputs[index].finish_reason
+        return self._chunk(index, {"content": text} if text else {}, reason)
+
+    def usage(self) -> JsonObject:
+        """Return the chunk after the last choice has ended, with the usage."""
+        return {**self._header, "object": self._chunk_kind, "choices": [], "usage": self._usage()}
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self._chat else "text_completion"
+
+    def _chunk(self, index: int, delta: JsonObject, reason: str | None) -> JsonObject:
+        chunk = {
+            **self._header,
+            "object": self._chunk_kind,
+            "choices": [self._choice(index, delta, reason, key="delta")],
+        }
+        return {**chunk, "usage": None} if self.stream_usage else chunk
+
+    def _choice(self, index: int, message: JsonObject, reason: str | None, *, key: str) -> JsonObject:
+        content = {key: message} if self._chat else {"text": message.get("content", "")}
+        return {"index": index, **content, "logprobs": None, "finish_reason": reason}
+
+    def _usage(self) -> dict[str, int]:
+        prompt, completion = self._generation.prompt_tokens, self._generation.completion_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def event(data: JsonObject) -> str:
+    """Return *data* as a server-sent event."""
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"

@@ -1,0 +1,142 @@
+"""What /openapi.json says of requests and answers, made from the tables that check them."""
+
+from typing import Any
+
+from steps.wrappers.onnx.request import ANY, CHAT_FIELDS, COMPLETION_FIELDS, REFUSED, ROLES
+
+Schema = dict[str, Any]
+
+INTEGER, TEXT, BOOLEAN = {"type": "integer"}, {"type": "string"}, {"type": "boolean"}
+MESSAGE: Schema = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {
+        "role": {"enum": list(ROLES)},
+        "content": {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {
+                        "type": "object",
+                        "required": ["type", "text"],
+                        "properties": {"type": {"const": "text"}, "text": {"type": "string", "minLength": 1}},
+                    },
+                },
+            ]
+        },
+        "name": TEXT,
+    },
+    "additionalProperties": False,
+}
+TAKEN_FIELDS: dict[str, Schema] = {
+    "messages": {"type": "array", "minItems": 1, "items": MESSAGE},
+    "prompt": {"anyOf": [TEXT, {"type": "array", "minItems": 1, "items": TEXT}]},
+    "max_tokens": {**INTEGER, "minimum": 1},
+    "max_completion_tokens": {**INTEGER, "minimum": 1},
+    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+    "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+    "top_k": {**INTEGER, "minimum": 0, "maximum": 2**31 - 1},
+    "stop": {
+        "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}}]
+    },
+    "seed": {**INTEGER, "minimum": -(2**63), "maximum": 2**63 - 1},
+    "n": {**INTEGER, "minimum": 1, "maximum": 128},
+    "response_format": {"type": "object", "required": ["type"], "properties": {"type": TEXT}},
+    "stream": BOOLEAN,
+    "chat_template_kwargs": {"type": "object"},
+}
+"""The values of the fields that are taken. How long a prompt may be, and with it max_tokens, depends on the model."""
+
+STREAM_OPTIONS: Schema = {"type": "object", "properties": {"include_usage": BOOLEAN}}
+
+USAGE: Schema = {
+    "type": "object",
+    "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
+    "properties": dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), INTEGER),
+}
+ERROR: Schema = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": TEXT,
+                "type": TEXT,
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+def request_schema(table: dict[str, str | tuple[object, ...]], required: str) -> Schema:
+    """Return the schema of a request whose fields are those of *table*; null stands for an absent field."""
+    properties: dict[str, Schema] = {}
+    for field, served in table.items():
+        if field == "stream_options":
+            value = STREAM_OPTIONS
+        elif served == REFUSED:
+            continue
+        elif served == ANY:
+            value = {}
+        elif isinstance(served, tuple):
+            value = {"enum": list(served)}
+        else:
+            value = TAKEN_FIELDS[field]
+        properties[field] = value if field == required else {"anyOf": [value, {"type": "null"}]}
+    return {"type": "object", "required": [required], "properties": properties, "additionalProperties": False}
+
+
+def answer_schema(kind: str, content: Schema) -> Schema:
+    """Return the schema of an answer of this *kind*, whose choices have *content*."""
+    choice = {
+        "type": "object",
+        "required": ["index", "finish_reason", *content],
+        "properties": {"index": INTEGER, "finish_reason": {"enum": ["stop", "length"]}, **content},
+    }
+    names = {"id": TEXT, "object": {"const": kind}, "created": INTEGER, "model": TEXT, "system_fingerprint": TEXT}
+    properties = {**names, "choices": {"type": "array", "items": choice}, "usage": USAGE}
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def operation(request: Schema, answer: Schema) -> dict[str, Any]:
+    """Return what FastAPI's decorator takes to describe a POST endpoint."""
+    return {
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": request}}}},
+        "responses": {
+            200: {
+                "description": "the answer, or with stream=true its chunks",
+                "content": {"application/json": {"schema": answer}, "text/event-stream": {"schema": TEXT}},
+            },
+            **errors(400, 401, 413, 415, 429, 500, 503),
+        },
+    }
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the descriptions of the errors with *statuses*."""
+    content = {"application/json": {"schema": ERROR}}
+    return {status: {"description": MEANINGS[status], "content": content} for status in statuses}
+
+
+MEANINGS = {
+    400: "the request is wrong",
+    401: "the key is missing or wrong",
+    404: "there is no such thing",
+    413: "the body is larger than serve.max_body_bytes",
+    415: "the body is not application/json",
+    429: "serve.max_waiting requests are unfinished",
+    500: "the engine failed",
+    503: "the request was lost, or ran out of time",
+}
+
+CHAT = operation(
+    request_schema(CHAT_FIELDS, "messages"),
+    answer_schema("chat.completion", {"message": {"type": "object", "required": ["role", "content"]}}),
+)
+COMPLETION = operation(request_schema(COMPLETION_FIELDS, "prompt"), answer_schema("text_completion", {"text": TEXT}))

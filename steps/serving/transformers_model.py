@@ -1,0 +1,96 @@
+"""A model of MLflow's transformers flavour, with the interface of the ONNX wrapper: one request at a time."""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mlflow.pyfunc import PyFuncModel
+
+from steps.wrappers.onnx.model import OnnxChatModel
+from steps.wrappers.onnx.output import RequestOutput
+from steps.wrappers.onnx.request import Request, refuse
+from steps.wrappers.onnx.tokenizer import ChatTokenizer
+
+
+class TransformersModel(OnnxChatModel):
+    """Reads requests as the ONNX wrapper does, and has PyTorch continue their prompts."""
+
+    def __init__(self, model: PyFuncModel, folder: Path) -> None:
+        """Serve *model*, which MLflow has loaded from *folder*."""
+        self.is_chat, self.model_name = True, folder.name
+        self.max_tokens = int((model.model_config or {}).get("max_new_tokens", self.CONFIG["max_tokens"]))
+        self.tokenizer = ChatTokenizer(folder / "components" / "tokenizer")
+        self.engine: Any = TorchEngine(model.get_raw_model().model)
+
+    def read_requests(self, model_input: object, params: dict[str, Any] | None, *, streaming: bool) -> list[Request]:
+        """See OnnxChatModel; without JSON schemas."""
+        requests = super().read_requests(model_input, params, streaming=streaming)
+        if any(request.json_schema for request in requests):
+            refuse("response_format is not supported by the pipeline wrapper, except for {'type': 'text'}")
+        return requests
+
+
+class TorchEngine:
+    """Continues prompts one after the other, in a thread; see EngineClient."""
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401  # transformers has no types
+        self.context = int(model.config.max_position_embeddings)
+        ends = model.generation_config.eos_token_id
+        self._ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+        self._model = model
+        self._thread = ThreadPoolExecutor(1)
+        self._outputs: set[RequestOutput] = set()  # that are not finished
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Those of the engine's Stats that there are here."""
+        unfinished = len(self._outputs)
+        return {"running": min(1, unfinished), "waiting": max(0, unfinished - 1)}
+
+    def submit(self, outputs: Sequence[RequestOutput]) -> None:
+        """Have *outputs* generated; returns at once."""
+        for choice, output in enumerate(outputs):
+            self._outputs.add(output)
+            self._thread.submit(self._generate, output, choice)
+
+    def cancel(self, outputs: Iterable[RequestOutput]) -> None:
+        """Stop generating *outputs*, at the next token; returns at once."""
+        for output in outputs:
+            output.finish("cancelled")
+
+    def close(self) -> None:
+        """Fail what is not finished, and wait for the thread."""
+        for output in list(self._outputs):
+            output.finish("lost", "this model was closed")
+        self._thread.shutdown()
+
+    def _generate(self, output: RequestOutput, choice: int) -> None:
+        try:
+            if not output.finished.is_set():
+                self._continue(output, choice)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the client has to hear of it
+            output.finish("failed", f"transformers: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        finally:
+            self._outputs.discard(output)
+
+    def _continue(self, output: RequestOutput, choice: int) -> None:
+        import torch
+
+        def push(ids: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
+            token = int(ids[0, -1])
+            output.push(token, is_end=token in self._ends)
+            return torch.tensor([output.finished.is_set()], device=ids.device)
+
+        request = output.request
+        ids = torch.tensor([request.prompt], device=self._model.device)
+        sampling = {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
+        torch.manual_seed((request.seed + choice) % 2**63)
+        self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=request.max_tokens,
+            do_sample=request.temperature > 0,
+            stopping_criteria=[push],
+            **(sampling if request.temperature else {}),
+        )

@@ -1,0 +1,54 @@
+"""Ask the chat page at URL something in a real browser: `python chat_in_browser.py URL QUESTION`.
+
+Prints JSON: the page's texts while the answer came, what it showed at the end, and what its console said.
+"""
+
+import json
+import os
+import sys
+
+os.environ |= {"QT_QPA_PLATFORM": "offscreen", "QTWEBENGINE_DISABLE_SANDBOX": "1"}
+os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = "--disable-gpu --disable-dev-shm-usage"
+
+from PyQt6.QtCore import QEventLoop, QTimer, QUrl
+from PyQt6.QtWebEngineCore import QWebEngineProfile
+from PyQt6.QtWebEngineWidgets import QWebEngineView
+from PyQt6.QtWidgets import QApplication
+
+from tests.browser import Page
+
+ASK = "document.getElementById('text').value = {}; document.getElementById('send').click()"
+SEEN = "[...document.querySelectorAll('#messages > *')].map((each) => [each.className, each.textContent])"
+
+url, question = sys.argv[1:]
+application = QApplication(["browser"])
+profile, view = QWebEngineProfile(), QWebEngineView()
+page = Page(profile, view)
+view.setPage(page)
+view.show()
+loop = QEventLoop()
+view.loadFinished.connect(loop.quit)
+view.load(QUrl(url))
+loop.exec()
+page.runJavaScript(ASK.format(json.dumps(question)))
+texts, found = [], []
+
+
+def look() -> None:
+    page.runJavaScript(SEEN, note)
+
+
+def note(seen: list[list[str]]) -> None:
+    found[:] = seen
+    texts.extend(text for kind, text in seen if kind == "message assistant" and text not in texts)
+    if any(kind == "note" or "error" in kind for kind, _ in seen):
+        loop.quit()
+
+
+timer = QTimer()
+timer.timeout.connect(look)
+timer.start(5)
+QTimer.singleShot(60_000, loop.quit)
+loop.exec()
+print(json.dumps({"texts": texts, "found": found, "console": page.console}), flush=True)
+os._exit(0)

@@ -1,0 +1,35 @@
+"""The chat page, in a real browser."""
+
+import json
+import re
+
+import httpx
+
+from tests.conftest import program
+
+from .conftest import ANSWER, Server
+
+
+def test_the_page_shows_an_answer_as_it_comes_with_its_version(server: Server) -> None:
+    done = program("chat_in_browser.py", f"{server.url}/", "What is the capital of Spain?")
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    kinds, texts = zip(*seen["found"], strict=True)
+    assert kinds == ("message user", "message assistant", "note")
+    assert texts[:2] == ("What is the capital of Spain?", ANSWER)
+    assert re.fullmatch(r"tiny/1 · \d+ tokens in [\d.]+ s", texts[2])
+    assert all(ANSWER.startswith(text) for text in seen["texts"])
+    assert len(seen["texts"]) > 2
+    assert seen["console"] == []
+
+
+def test_the_page_shows_an_error_in_words(server: Server) -> None:
+    done = program("chat_in_browser.py", f"{server.url}/", "x" * 5000)
+    (_, error) = json.loads(done.stdout)["found"]
+    assert error[0] == "message assistant error"
+    assert "leaves no room for an answer" in error[1]
+
+
+def test_the_page_asks_nothing_of_the_network(server: Server) -> None:
+    page = httpx.get(f"{server.url}/").text
+    assert not re.findall(r"https?://|src=|href=|@import", page)

@@ -1,0 +1,73 @@
+"""A server with a key, sites that may ask, and little time."""
+
+import signal
+from collections.abc import Iterator
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from steps.config.command_line import compose_config
+from steps.records.errors import ConfigError
+
+from .conftest import ANSWER, QUESTION, Server, Store, serving
+
+KEY = "a key of this test"
+BEARER = {"Authorization": f"Bearer {KEY}"}
+
+
+@pytest.fixture(scope="module")
+def server(models: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    overrides = (
+        "serve.host=0.0.0.0",
+        "serve.api_key_env=SLM_TEST_KEY",
+        "serve.timeout=2",
+        "serve.model=models:/tiny/1",
+    )
+    log = tmp_path_factory.mktemp("limits") / "log"
+    with serving(models, log, *overrides, "serve.cors_origins=['https://a.example']", SLM_TEST_KEY=KEY) as running:
+        yield running
+
+
+def test_whoever_has_the_key_is_answered(server: Server) -> None:
+    chat = server.client(api_key=KEY).chat.completions.create(model="tiny", messages=QUESTION)
+    assert chat.choices[0].message.content == ANSWER
+
+
+def test_whoever_has_another_key_or_none_is_not(server: Server) -> None:
+    with pytest.raises(openai.AuthenticationError, match="the key is missing or wrong"):
+        server.client(api_key="another").models.list()
+    for path in ("/v1/models", "/metrics", "/version", "/openapi.json", "/nowhere"):
+        assert httpx.get(f"{server.url}{path}").status_code == 401
+    assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": "Bearer \u00e9"}).status_code == 401
+
+
+def test_the_page_and_what_a_balancer_asks_need_no_key(server: Server) -> None:
+    assert [httpx.get(f"{server.url}{path}").status_code for path in ("/", "/health", "/ready")] == [200] * 3
+
+
+def test_an_answer_that_takes_too_long_is_given_up(server: Server) -> None:
+    (engine,) = psutil.Process(server.process.pid).children()
+    engine.send_signal(signal.SIGSTOP)
+    late = server.post({"messages": QUESTION}, headers=BEARER)
+    engine.send_signal(signal.SIGCONT)
+    assert (late.status_code, late.headers["x-should-retry"]) == (503, "false")
+    assert late.json()["error"]["message"] == "no answer within serve.timeout=2 s"
+    assert server.post({"messages": QUESTION}, headers=BEARER).status_code == 200
+
+
+def test_a_site_that_may_ask_is_told_so_and_no_other(server: Server) -> None:
+    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    for origin, allowed in (("https://a.example", "https://a.example"), ("https://b.example", None)):
+        response = httpx.options(f"{server.url}/v1/chat/completions", headers={"Origin": origin, **ask})
+        assert response.headers.get("access-control-allow-origin") == allowed
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org"])
+def test_an_address_that_others_reach_needs_a_key(host: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"serve\.host=.* cannot be used: expected 127\.0\.0\.1, or serve\.api_key_env"
+    ):
+        compose_config([f"serve.host='{host}'"])
+    assert compose_config([f"serve.host='{host}'", "serve.api_key_env=KEY"]).serve.host == host

@@ -1,0 +1,48 @@
+"""The pipeline wrapper behind the same API."""
+
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from .conftest import ANSWER, QUESTION, Server, Store, serving, wait_until
+
+
+@pytest.fixture(scope="module")
+def server(models: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(models, tmp_path_factory.mktemp("torch") / "log", "serve.model=models:/torch/1") as running:
+        yield running
+
+
+def test_it_answers_streams_and_repeats_a_seed(server: Server) -> None:
+    client = server.client()
+    assert client.chat.completions.create(model="torch", messages=QUESTION).choices[0].message.content == ANSWER
+    pieces = [
+        chunk.choices[0].delta.content or ""
+        for chunk in client.chat.completions.create(model="torch", messages=QUESTION, stream=True)
+    ]
+    assert "".join(pieces) == ANSWER
+    assert len([piece for piece in pieces if piece]) > 3
+    options = {"model": "torch", "messages": QUESTION, "temperature": 2, "seed": 3, "max_tokens": 8, "n": 2}
+    answers = [client.chat.completions.create(**options) for _ in range(2)]
+    one, two = ([choice.message.content for choice in answer.choices] for answer in answers)
+    assert one == two
+    assert one[0] != one[1]
+
+
+def test_it_refuses_what_it_cannot_and_what_the_onnx_wrapper_refuses(server: Server) -> None:
+    for options, param in (({"response_format": {"type": "json_object"}}, "response_format"), ({"n": 0}, "n")):
+        response = server.post({"messages": QUESTION, **options})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == param
+
+
+def test_a_client_that_hangs_up_stops_it(server: Server) -> None:
+    body = {"messages": QUESTION, "temperature": 2, "n": 16, "max_tokens": 400}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.5)
+    began = time.monotonic()
+    assert server.post({"messages": QUESTION}).status_code == 200
+    assert time.monotonic() - began < 5
+    wait_until(lambda: server.metric("vllm:num_requests_running") == 0)
