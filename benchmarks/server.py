@@ -30,7 +30,8 @@ import mlflow
 from steps.build_onnx_wrapper import log_wrapper
 from steps.checkpoint.onnx_export import build_onnx
 from steps.config.command_line import compose_config
-from steps.config.schema import ROOT
+from steps.config.schema import ROOT, ExecutionProvider
+from steps.records.onnx_recipes import Recipe
 from tests.servers import free_port, process, wait_for
 
 TINY = ROOT / "models" / "tiny_phi3"
@@ -165,7 +166,7 @@ def logged(work: Path, onnx: Path | None) -> str:
     config = compose_config(["onnx=fp32_cpu"])
     if onnx is None:
         onnx = work / "onnx"
-        build_onnx(TINY, onnx, config.build_onnx_wrapper, work / "builder.log")
+        build_onnx(TINY, onnx, Recipe("fp32", "fp32"), ExecutionProvider.cpu, work / "builder.log")
     experiment = mlflow.create_experiment("server", artifact_location=str(work / "artifacts"))
     with mlflow.start_run(experiment_id=experiment):
         return log_wrapper(onnx, "tiny_phi3", config.question, config.build_onnx_wrapper)

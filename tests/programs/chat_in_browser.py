@@ -17,8 +17,13 @@ from PyQt6.QtWidgets import QApplication
 
 from tests.browser import Page
 
+WATCH = """
+texts = [];
+new MutationObserver(() => texts.push(document.querySelector(".assistant")?.textContent || ""))
+  .observe(document.getElementById("messages"), { childList: true, subtree: true });
+"""
 ASK = "document.getElementById('text').value = {}; document.getElementById('send').click()"
-SEEN = "[...document.querySelectorAll('#messages > *')].map((each) => [each.className, each.textContent])"
+SEEN = "[texts, [...document.querySelectorAll('#messages > *')].map((each) => [each.className, each.textContent])]"
 
 url, question = sys.argv[1:]
 application = QApplication(["browser"])
@@ -30,6 +35,7 @@ loop = QEventLoop()
 view.loadFinished.connect(loop.quit)
 view.load(QUrl(url))
 loop.exec()
+page.runJavaScript(WATCH)
 page.runJavaScript(ASK.format(json.dumps(question)))
 texts, found = [], []
 
@@ -38,16 +44,15 @@ def look() -> None:
     page.runJavaScript(SEEN, note)
 
 
-def note(seen: list[list[str]]) -> None:
-    found[:] = seen
-    texts.extend(text for kind, text in seen if kind == "message assistant" and text not in texts)
-    if any(kind == "note" or "error" in kind for kind, _ in seen):
+def note(seen: tuple[list[str], list[list[str]]]) -> None:
+    texts[:], found[:] = seen
+    if any(kind == "note" or "error" in kind for kind, _ in found):
         loop.quit()
 
 
 timer = QTimer()
 timer.timeout.connect(look)
-timer.start(5)
+timer.start(50)
 QTimer.singleShot(60_000, loop.quit)
 loop.exec()
 print(json.dumps({"texts": texts, "found": found, "console": page.console}), flush=True)

@@ -19,7 +19,7 @@ def test_the_page_shows_an_answer_as_it_comes_with_its_version(server: Server) -
     assert texts[:2] == ("What is the capital of Spain?", ANSWER)
     assert re.fullmatch(r"tiny/1 · \d+ tokens in [\d.]+ s", texts[2])
     assert all(ANSWER.startswith(text) for text in seen["texts"])
-    assert len(seen["texts"]) > 2
+    assert len(set(seen["texts"])) > 2
     assert seen["console"] == []
 
 
@@ -32,4 +32,4 @@ def test_the_page_shows_an_error_in_words(server: Server) -> None:
 
 def test_the_page_asks_nothing_of_the_network(server: Server) -> None:
     page = httpx.get(f"{server.url}/").text
-    assert not re.findall(r"https?://|src=|href=|@import", page)
+    assert not re.findall(r"https?://|src=|href=(?!\"data:)|@import", page)
