@@ -27,6 +27,7 @@ from steps.config.values import flat_dict
 from steps.evaluation.gates import read_gates
 from steps.evaluation.tasks import read_examples
 from steps.records.errors import ConfigError
+from steps.records.onnx_recipes import LADDER
 
 EXTRAS = {
     "evaluate.harness.tasks": ("lm_eval", "requirements-lm-eval.txt"),
