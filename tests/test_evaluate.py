@@ -10,9 +10,10 @@ from mlflow.entities import Run
 
 from steps.config.command_line import compose_config
 from steps.config.schema import Evaluate
-from steps.evaluate import judgement, log_measurements
+from steps.evaluate import hand_over, judgement, log_measurements
+from steps.evaluation.gates import Gate, judge
 from steps.measurement.measure import Measurements
-from steps.records.errors import ConfigError
+from steps.records.errors import ConfigError, StepError
 from steps.records.tags import DIGEST
 from tests.conftest import ROOT, examples_of, run
 
@@ -90,3 +91,17 @@ def test_what_is_not_finite_is_a_metric_of_the_run_and_of_no_model(store: str) -
 def test_the_presets_of_the_evaluation_name_files_that_exist() -> None:
     for preset in (ROOT / "conf" / "evaluate").glob("*.yaml"):
         assert examples_of(options(f"evaluate={preset.stem}"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "chosen", "named"),
+    [("onnx.fidelity.kl_mean", False, True), ("onnx.fidelity.kl_mean", True, False), ("onnx.cost.x", False, False)],
+)
+def test_a_build_that_is_not_close_enough_names_onnx_auto_unless_that_made_it(
+    store: str, metric: str, chosen: bool, named: bool
+) -> None:
+    verdicts = judge({metric: 2.0}, {"limit": Gate(metric, max=1)})
+    with mlflow.start_run(), pytest.raises(StepError) as caught:
+        hand_over(verdicts, "digest", chosen=chosen)
+    assert ("try -P onnx=auto" in str(caught.value)) == named
+    assert "evaluate.gates.limit.max=1" in str(caught.value)

@@ -29,7 +29,6 @@ PINNED = re.compile(r"models:/(m-\w+|[^/@]+/\d+)|runs:/[0-9a-f]{32}/.+")
 NOT_RESULTS = ("steps.config", "steps.safety", "steps.records.errors", "steps.checkpoint.hub_errors")
 """Modules that no result depends on. Configured values are facts of their own, and a finished run had no error."""
 
-
 LADDER = "steps.ladder"
 """The room that build_onnx_wrapper imports with onnx=auto only."""
 

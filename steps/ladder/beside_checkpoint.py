@@ -25,7 +25,7 @@ from steps.wrappers.onnx.cpus import usable_cpus
 
 QUESTIONS = 100
 """Of the task, that are read with their references as answers."""
-MOST_TOKENS = 8192
+MOST_TOKENS = 4096
 """Measured of the text file: each of them takes 4 bytes for each entry of the vocabulary on disk."""
 PROMPT, ANSWER, ROUNDS = 64, 64, 3
 """Tokens of a decoding that is timed, and how often; the median counts."""

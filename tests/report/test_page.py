@@ -15,6 +15,7 @@ from steps.evaluation.predictions import Prediction, score
 from steps.evaluation.tasks import Example
 from steps.report.page import furthest_examples, in_words, notable_examples, write_report
 from steps.report.plots import draw
+from tests.report.test_ladder import LADDER
 from tests.results import results_of
 
 GATES = {
@@ -227,3 +228,13 @@ def test_a_long_text_is_cut_and_one_that_is_no_utf_8_is_shown_by_its_number(tmp_
 
     assert "???\u2026 (1,000 more characters in predictions.jsonl)" in words
     assert "yes \\ud83d" in words
+
+
+def test_the_report_shows_the_recipes_that_were_tried_and_only_then(
+    predictions: list[Prediction], tmp_path: Path
+) -> None:
+    tried = report(tmp_path, predictions, ladder=LADDER)
+    words = " ".join(Page(tried).words.split())
+    assert "int8_shared 137.19 MB 0.51 1.0060 0.0060 90.0% 196 30 passed (measured before)" in words
+    assert 'id="plot-ladder"' in tried
+    assert "Recipes that were tried" not in Page(report(tmp_path, predictions)).words
