@@ -1,5 +1,6 @@
 """Refuses requests by key, host and content type, and turns every error into OpenAI's shape."""
 
+import asyncio
 import hmac
 import re
 import sys
@@ -11,7 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steps.config.validation import is_loopback
-from steps.serving.errors import ApiError
+from steps.serving.errors import ApiError, unavailable
 
 OPEN = ("/", "/health", "/ready")
 """Paths that need no key: a page without content, and what a load balancer asks."""
@@ -50,6 +51,11 @@ class Guard:
         try:
             self._require_allowed(scope)
             await self._app(scope, receive, counting)
+        except asyncio.CancelledError:  # the grace is over
+            if not started:
+                ending = unavailable("the server is ending", "shutting_down")
+                await error_response(ending)(scope, receive, counting)
+            raise
         except ApiError as error:
             if not started:
                 await error_response(error)(scope, receive, counting)

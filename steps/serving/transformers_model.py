@@ -84,7 +84,7 @@ class TorchEngine:
 
         request = output.request
         ids = torch.tensor([request.prompt], device=self._model.device)
-        sampling = {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
+        sampling = {"temperature": float(request.temperature), "top_p": float(request.top_p), "top_k": request.top_k}
         torch.manual_seed((request.seed + choice) % 2**63)
         self._model.generate(
             ids,

@@ -43,8 +43,9 @@ def test_another_champion_takes_over_and_no_request_is_lost(models: Store, tmp_p
         for client in clients:
             client.join()
         assert set(versions) == {"tiny/1", "tiny/2"}
-        assert server.metric("slm:version_switches_total") == 2
+        wait_until(lambda: server.metric("slm:version_switches_total") == 2)
         assert "Serving tiny/2 in place of tiny/1" in server.said()
+        assert "Serving tiny/1 in place of tiny/2" in server.said()
 
 
 class Broken(mlflow.pyfunc.PythonModel):

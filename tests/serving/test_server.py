@@ -54,10 +54,10 @@ def test_a_client_that_hangs_up_leaves_nothing_in_the_engine(server: Server, str
 
 def test_a_stream_that_is_left_in_the_middle_is_cancelled(server: Server) -> None:
     before = server.metric("vllm:request_success_total", finished_reason="abort")
-    url, body = f"{server.url}/v1/chat/completions", {**MANY, "stream": True}
+    url, body = f"{server.url}/v1/chat/completions", {**MANY, "stream": True, "max_tokens": 450}
     with httpx.stream("POST", url, json=body, timeout=60) as response:
         lines = response.iter_lines()
-        assert [next(lines) for _ in range(20)]
+        assert next(lines)
         engine_of(server).send_signal(signal.SIGSTOP)  # so that it has not finished when the client is gone
     engine_of(server).send_signal(signal.SIGCONT)
     wait_until(lambda: unfinished(server) == 0 and in_engine(server) == 0)
@@ -111,6 +111,8 @@ def test_a_stream_whose_engine_dies_ends_with_an_error(server: Server) -> None:
         (b'{"messages": NaN}', 400, "invalid_json"),
         (b'{"a":' * 3000, 400, "invalid_json"),
         (b"\xff", 400, "invalid_json"),
+        (b'{"messages": [{"role": "user", "content": "a\\ud83d"}]}', 400, "invalid_value"),
+        (b'{"messages": [], "\\ud83d": 1}', 400, "invalid_value"),
         (b" " * 1048577, 413, "body_too_large"),
     ],
 )
@@ -156,7 +158,13 @@ def test_metrics_count_what_was_answered(server: Server) -> None:
     after = [server.metric(name, version="1") for name in names]
     expected = [2 * usage["prompt_tokens"], 2 * usage["completion_tokens"], 1]
     assert [new - old for new, old in zip(after, before, strict=True)] == expected
-    assert server.metric("vllm:prefix_cache_hits_total") > 0
+
+
+def test_a_prompt_that_begins_like_the_last_is_found_in_the_prefix_cache(server: Server) -> None:
+    before = server.metric("vllm:prefix_cache_hits_total")
+    for end in ("Spain", "France"):
+        server.post({"messages": [{"role": "user", "content": f"{'What is it? ' * 20}{end}"}], "max_tokens": 2})
+    assert server.metric("vllm:prefix_cache_hits_total") > before
 
 
 def test_the_log_has_no_text_of_requests(server: Server) -> None:
@@ -187,8 +195,8 @@ def test_answers_that_outlast_the_grace_are_given_up(models: Store, tmp_path: Pa
         server.process.terminate()
         assert server.process.wait(20) == 0
         assert not engine.is_running()
-        with pytest.raises(httpx.HTTPError):
-            asked.result()
+        response = asked.result()
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "shutting_down")
 
 
 def listens(server: Server) -> bool:
