@@ -24,7 +24,7 @@ def test_it_answers_streams_and_repeats_a_seed(server: Server) -> None:
     ]
     assert "".join(pieces) == ANSWER
     assert len([piece for piece in pieces if piece]) > 3
-    options = {"model": "torch", "messages": QUESTION, "temperature": 2, "seed": 3, "max_tokens": 16, "n": 4}
+    options = {"model": "torch", "messages": QUESTION, "temperature": 2, "seed": 3, "max_tokens": 16, "n": 16}
     answers = [client.chat.completions.create(**options) for _ in range(2)]
     one, two = ([choice.message.content for choice in answer.choices] for answer in answers)
     assert one == two

@@ -203,7 +203,6 @@ class EngineProcess:
 
     def _handle(self, message: dict[str, Any]) -> None:
         """Pass tokens and errors on to the outputs that they are for."""
-        self.stats = message.get("stats", self.stats)
         stopped = []
         for number, tokens in message["tokens"]:
             if output := self.outputs.get(number):
@@ -216,6 +215,7 @@ class EngineProcess:
         for number, reason, why in message["error"]:
             if output := self.outputs.pop(number, None):
                 output.finish(reason, why)
+        self.stats = message.get("stats", self.stats)
         self.cancel(stopped)
 
     def _push(self, output: RequestOutput, tokens: list[int]) -> None:
