@@ -19,11 +19,13 @@ KILLS = [
     (COMMAND, "mlflow run", signal.SIGTERM),
     (COMMAND, "mlflow run", signal.SIGKILL),
     (COMMAND, "steps.main", signal.SIGKILL),
+    (BY_HAND, "steps.main", signal.SIGINT),
     (BY_HAND, "steps.main", signal.SIGTERM),
     (BY_HAND, "steps build_pipeline_wrapper", signal.SIGINT),
+    (BY_HAND, "steps build_pipeline_wrapper", signal.SIGTERM),
     (BY_HAND, "steps build_pipeline_wrapper", signal.SIGKILL),
 ]
-"""Who is sent what. Our own processes take SIGINT and SIGTERM alike: steps/safety/processes.py has one handler."""
+"""Who is sent what."""
 
 
 def runs(condition: str = "") -> list[Run]:
