@@ -16,7 +16,7 @@ from mlflow.entities import Run
 
 from steps.config.schema import STEPS, Config, Interface
 from steps.config.values import to_yaml
-from steps.flow.fingerprint import fingerprint
+from steps.flow.fingerprint import Fingerprint, fingerprint
 from steps.flow.launch import launch
 from steps.flow.reuse import decide
 from steps.flow.runs import input_run, open_run
@@ -63,7 +63,9 @@ def run_chain(config: Config, overrides: list[str]) -> dict[str, Run]:
             inputs = _inputs(step, runs)
             if step in config.steps:
                 _require_inputs(step, inputs)
-                calls.append(partial(run_step, step, config, overrides, inputs, parent))
+                # Here and not in the threads below: Python 3.11 cannot parse sources in two threads at once.
+                facts = fingerprint(step, config, inputs)
+                calls.append(partial(run_step, facts, config, overrides, inputs, parent))
             else:
                 runs |= _found(step, config, inputs)
         records += side_by_side(calls, _jobs(config, runs), partial(end_children, grace=GRACE_SECONDS)) if calls else []
@@ -85,9 +87,11 @@ def _jobs(config: Config, runs: Mapping[str, Run]) -> int:
     return config.flow.jobs or jobs_for(fetched.data.metrics.get(SNAPSHOT_BYTES, 0) if fetched else 0)
 
 
-def run_step(step: str, config: Config, overrides: list[str], inputs: Mapping[str, Run], parent: Run) -> Record:
-    """Run *step* on *inputs* in a run under *parent*, or reuse a run of it, and say which and why."""
-    facts = fingerprint(step, config, inputs)
+def run_step(
+    facts: Fingerprint, config: Config, overrides: list[str], inputs: Mapping[str, Run], parent: Run
+) -> Record:
+    """Run the step of *facts* on *inputs* in a run under *parent*, or reuse a run of it, and say which and why."""
+    step = facts.step
     # One lock per store: a flow on another store cannot reuse the result.
     lock = hash_text(f"{mlflow.get_tracking_uri()} {facts.value}")
     with one_at_a_time(lock, waiting=lambda: _say(step, config, "WAITING", "another flow is running this step")):

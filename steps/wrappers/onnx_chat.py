@@ -20,4 +20,9 @@ spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
 assert spec
 # The package's __init__.py is empty, so this module is complete before it runs, and two threads may load it at once.
 sys.modules.setdefault(name, importlib.util.module_from_spec(spec))
-mlflow.models.set_model(importlib.import_module(f"{name}.model").OnnxChatModel())
+# Compiled code would be left in the logged model, and be run by whoever loads it next.
+before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+try:
+    mlflow.models.set_model(importlib.import_module(f"{name}.model").OnnxChatModel())
+finally:
+    sys.dont_write_bytecode = before

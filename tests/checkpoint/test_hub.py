@@ -75,7 +75,7 @@ def test_a_new_commit_with_the_same_weights_does_not_download_them_again(hub: Hu
 
 def test_a_repository_without_safetensors_is_refused_before_anything_is_downloaded(hub: Hub) -> None:
     hub.repository(NAME).commit({"pytorch_model.bin": b"a pickle" * 200, "config.json": b"{}"})
-    with pytest.raises(StepError, match=r"holds no \.safetensors file"):
+    with pytest.raises(StepError, match=r"holds no model\*\.safetensors file: it holds weights in \*\.bin"):
         fetch()
     assert len(hub.log) == 1
 

@@ -93,7 +93,7 @@ def test_a_step_whose_source_was_saved_while_it_ran_is_not_reused(
     store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = {path: "another" for path in sources("fetch_model") if path.endswith("fetch_model.py")}
-    make(body=lambda: monkeypatch.setattr("steps.flow.runs.sources", lambda _step: saved))
+    make(body=lambda: monkeypatch.setattr("steps.flow.runs.sources", lambda _step, **_options: saved))
     assert "fetch_model will not be reused: steps/fetch_model.py changed while it ran" in capsys.readouterr().out
     assert decision().reused is None
 

@@ -183,7 +183,7 @@ def overrides(task: Path) -> list[str]:
     """Return what makes the evaluation fit for weights that know nothing."""
     gates = compose_config([]).evaluate.gates
     without = [f"~evaluate.gates.{name}" for name, gate in gates.items() if "integrity" not in gate["metric"]]
-    return ["onnx=int4_cpu", f"evaluate.task={task}", "evaluate.max_tokens=24", *QUICK, *without]
+    return ["onnx=int4_cpu", "evaluate=capitals", f"evaluate.task={task}", "evaluate.max_tokens=24", *QUICK, *without]
 
 
 @pytest.mark.slow

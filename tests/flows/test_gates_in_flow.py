@@ -212,7 +212,7 @@ def test_a_flow_stops_at_the_gates_of_a_build_that_is_quantised_too_far(
     with pytest.raises(StepError, match="evaluate ended FAILED"):
         run_chain("steps=[evaluate,register]", *inputs, *QUICK, "evaluate.limit=60", "register.name=bad")
     said = capfd.readouterr().err
-    assert "is above evaluate.gates.onnx_divergence.max=0.01" in said
+    assert "evaluate.gates.onnx_perplexity.max=1.01" in said
     assert "Traceback" not in said
     assert not MlflowClient().search_registered_models("name='bad'")
     assert len(runs_of(built, "register")) == registrations

@@ -60,7 +60,8 @@ def climbs(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{work}/store.db")
         patch.delenv("MLFLOW_RUN_ID", raising=False)
-        mlflow.set_experiment(experiment_id=mlflow.create_experiment("ladder", str(work / "artifacts")))
+        # Not mlflow.set_experiment: other files' tests, and the processes they start, would inherit it.
+        patch.setenv("MLFLOW_EXPERIMENT_ID", mlflow.create_experiment("ladder", str(work / "artifacts")))
         found = Climbs(work)
         found.climb("strict", STRICT, NAMES % "int4,int8_shared,fp32,int8")
         found.climb("lenient", LENIENT, NAMES % "int4,int8_shared,fp32")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow.pyfunc import PyFuncModel
 from tokenizers import Tokenizer
-from tokenizers.pre_tokenizers import Digits
+from tokenizers.normalizers import Lowercase
 
 from steps.config.command_line import compose_config
 from steps.evaluation.integrity import HARD_TEXTS
@@ -73,7 +73,7 @@ def test_two_candidates_that_read_the_same_wrong_tokens_differ_from_the_checkpoi
     folder = Path(shutil.copytree(logged_models["pipeline"], tmp_path / "pipeline"))
     own = folder / "model" / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(own))
-    tokenizer.pre_tokenizer = Digits(individual_digits=True)
+    tokenizer.normalizer = Lowercase()
     tokenizer.save(str(own))
     found = Measurements()
 
