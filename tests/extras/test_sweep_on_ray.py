@@ -112,7 +112,9 @@ def test_a_sweep_that_is_killed_leaves_nothing_on_the_nodes(project: Path, clust
     trials = [one for started in cluster.both for one in started.processes() if "-m steps" in " ".join(one.cmdline())]
     psutil.wait_procs(trials, timeout=30)
     assert not [one for one in trials if one.is_running()]
-    assert not cluster.runs("attributes.status = 'RUNNING'")
+    left = {one.data.tags["step"] for one in cluster.runs("attributes.status = 'RUNNING'")}
+    # A killed sweep that was started by hand cannot close its own run: the next chain that starts does.
+    assert left <= ({"sweep"} if number == signal.SIGKILL else set())
 
 
 def test_a_node_that_dies_loses_its_trial_to_another_and_the_sweep_completes(project: Path, cluster: Cluster) -> None:
