@@ -55,12 +55,15 @@ def test_a_client_that_hangs_up_leaves_nothing_in_the_engine(server: Server, str
 def test_a_stream_that_is_left_in_the_middle_is_cancelled(server: Server) -> None:
     before = server.metric("vllm:request_success_total", finished_reason="abort")
     url, body = f"{server.url}/v1/chat/completions", {**MANY, "stream": True, "max_tokens": 450}
-    with httpx.stream("POST", url, json=body, timeout=60) as response:
-        lines = response.iter_lines()
-        assert next(lines)
-        engine_of(server).send_signal(signal.SIGSTOP)  # so that it has not finished when the client is gone
-    engine_of(server).send_signal(signal.SIGCONT)
-    wait_until(lambda: unfinished(server) == 0 and in_engine(server) == 0)
+    for _ in range(5):  # on a busy machine the answer may be complete before its first line is read here
+        with httpx.stream("POST", url, json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            assert next(lines)
+            engine_of(server).send_signal(signal.SIGSTOP)  # so that it has not finished when the client is gone
+        engine_of(server).send_signal(signal.SIGCONT)
+        wait_until(lambda: unfinished(server) == 0 and in_engine(server) == 0)
+        if server.metric("vllm:request_success_total", finished_reason="abort") > before:
+            break
     assert server.metric("vllm:request_success_total", finished_reason="abort") > before
 
 
@@ -202,6 +205,6 @@ def test_answers_that_outlast_the_grace_are_given_up(models: Store, tmp_path: Pa
 def listens(server: Server) -> bool:
     try:
         httpx.get(f"{server.url}/health")
-    except httpx.ConnectError:
+    except httpx.TransportError:  # refused, or closed while it shuts down
         return False
     return True
