@@ -81,6 +81,9 @@ async def streamed(model: OnnxChatModel, prompt: str, pieces: int | None = None)
         texts.append(text)
         if len(texts) == pieces:
             model.engine.cancel([output])
+            at_cancel = output.text
+    if pieces is not None:
+        assert output.text == at_cancel, "nothing is added once it is cancelled"
     return output, texts
 
 
@@ -107,8 +110,8 @@ def test_a_request_that_is_cancelled_in_an_event_loop_ends_at_once_and_the_other
         return list(await asyncio.gather(streamed(model, "hello", pieces=3), streamed(model, "what is")))
 
     (cancelled, texts), (other, _) = asyncio.run(both())
-    assert cancelled.finish_reason == "cancelled"
-    assert 3 <= len(texts) < 30, "some pieces may have been on their way, of 60 tokens"
+    # Pieces that were on their way to the loop still arrive; that is all that was generated before the call.
+    assert (cancelled.finish_reason, "".join(texts)) == ("cancelled", cancelled.text)
     assert other.text == text_of(model.predict(None, ask("what is", max_tokens=60))[0])  # type: ignore[arg-type]
 
 
