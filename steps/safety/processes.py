@@ -24,14 +24,17 @@ PROCESS = "process"
 PAUSE_SECONDS = 0.5
 """Between two checks of a launcher, and between two signals."""
 
-GRACE_SECONDS = 2
-"""How long a step may take to close its run after SIGTERM, before it gets SIGKILL."""
+GRACE_SECONDS = 5
+"""How long a step may take to close its run after SIGTERM, before it gets SIGKILL.
 
-TRIAL_GRACE_SECONDS = 3
+One second is usual. A busy machine needs more, and SIGKILL would leave the run RUNNING.
+"""
+
+TRIAL_GRACE_SECONDS = 10
 """The same for a trial of a sweep, which ends its step first."""
 
-OWN_GRACE_SECONDS = 4
-"""The same for a process whose launcher is gone, which ends its children first. With one more check, less than 5 s."""
+OWN_GRACE_SECONDS = 15
+"""The same for a process whose launcher is gone, which ends its children first."""
 
 LAUNCHER_PID = "SLM_LAUNCHER_PID"
 """The environment variable in which an entry point's shell records the launcher's PID, before it can exit."""
