@@ -11,6 +11,9 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""For `mlflow server`: its eight processes for jobs, which nothing here asks for, would each import MLflow."""
+
 
 def free_port() -> int:
     """Return a TCP port of loopback that nobody listens on."""

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FrameType
 
 import psutil
 from mlflow import MlflowClient
@@ -43,15 +44,34 @@ _closing = threading.Event()
 
 
 def end_on_signals() -> None:
-    """Make SIGINT, SIGTERM and SIGHUP raise SystemExit in the main thread, unless they are ignored (nohup)."""
+    """Make SIGINT, SIGTERM and SIGHUP raise SystemExit in the main thread, unless they are ignored (nohup).
+
+    A signal that comes during an import takes effect after it.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _exit)
 
 
-def _exit(number: int, _frame: object) -> None:
-    if not _closing.is_set():
-        sys.exit(128 + number)
+def _exit(number: int, frame: FrameType | None) -> None:
+    if _closing.is_set():
+        return
+    if _imports(frame):
+        # What is imported by half cannot be imported again, and closing a run imports: ask again a little later.
+        later = threading.Timer(PAUSE_SECONDS / 5, os.kill, (os.getpid(), number))
+        later.daemon = True
+        later.start()
+        return
+    sys.exit(128 + number)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Return whether *frame* is in the middle of an import."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def closing() -> None:

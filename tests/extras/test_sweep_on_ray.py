@@ -13,9 +13,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.conftest import FEW_QUESTIONS, committed, run
+from tests.conftest import FEW_QUESTIONS, PROGRAMS, committed, run
 from tests.marked_processes import Started
-from tests.servers import free_port, process, wait_for
+from tests.servers import NO_JOBS, free_port, process, wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,25 +36,32 @@ def tracking_server(folder: Path) -> Iterator[str]:
     """Yield the URL of a tracking server that keeps everything, artifacts too, in *folder*."""
     port = str(free_port())
     store = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/artifacts"]
-    with process("mlflow", "server", "--serve-artifacts", *store, "--workers", "1", "--port", port) as server:
+    with process(
+        "mlflow", "server", "--serve-artifacts", *store, "--workers", "1", "--port", port, **NO_JOBS
+    ) as server:
         wait_for(f"http://127.0.0.1:{port}/health", server)
         yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager
-def node(address: str, *options: str) -> Iterator[Started]:
-    """Yield a Ray node with one CPU at *address*, up, which joins or, with --head, leads a cluster."""
+def node(place: str, cluster: str, number: int, *options: str) -> Iterator[Started]:
+    """Yield a Ray node with one CPU at *place*, which has joined *cluster* as the last of *number* nodes."""
     small = ["--num-cpus", "1", "--object-store-memory", "80000000", "--disable-usage-stats"]
-    for _attempt in range(5):  # on a busy machine Ray gives up after 30 s
-        started = Started("ray", "start", "--node-ip-address", address, *small, *options, **RAY)
-        if started.outer.wait() == 0:
-            break
-        started.kill()
+    started = Started("ray", "start", "--node-ip-address", place, *small, *options, **RAY)
     try:
-        assert started.outer.returncode == 0
+        # On a busy machine `ray start` gives up after 30 s; the processes that it started join all the same.
+        started.outer.wait()
+        while nodes_of(cluster) < number:
+            assert any(started.processes()), "the node's processes have ended"
         yield started
     finally:
         started.kill()
+
+
+def nodes_of(cluster: str) -> int:
+    """Return how many nodes of *cluster* are alive; 0 as long as it cannot be asked."""
+    done = run("python", str(PROGRAMS / "ray_nodes.py"), cluster, **RAY)
+    return int(done.stdout) if done.returncode == 0 else 0
 
 
 def in_process_of(started: Started, runs: list[Run]) -> list[Run]:
@@ -100,8 +107,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with ExitStack() as stack:
         store = stack.enter_context(tracking_server(tmp_path_factory.mktemp("server")))
         head = ["--head", "--port", address.partition(":")[2], "--include-dashboard", "false"]
-        first = stack.enter_context(node("127.0.0.1", *head))
-        mortal = stack.enter_context(node("127.0.0.2", "--address", address))
+        first = stack.enter_context(node("127.0.0.1", address, 1, *head))
+        mortal = stack.enter_context(node("127.0.0.2", address, 2, "--address", address))
         yield Cluster(address, mortal, (first, mortal), store)
 
 

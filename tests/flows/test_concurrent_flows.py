@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests.conftest import QUICK, ROOT
-from tests.servers import free_port, process, wait_for
+from tests.servers import NO_JOBS, free_port, process, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def server(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """Yield the URL of an `mlflow server` with PostgreSQL behind it."""
     url, artifacts = f"http://127.0.0.1:{(port := free_port())}", tmp_path_factory.mktemp("artifacts")
     command = ["-m", "mlflow", "server", "--backend-store-uri", postgresql, "--artifacts-destination", str(artifacts)]
-    with process(sys.executable, *command, "--port", str(port), "--workers", "2") as running:
+    with process(sys.executable, *command, "--port", str(port), "--workers", "2", **NO_JOBS) as running:
         wait_for(f"{url}/health", running)
         yield url
 

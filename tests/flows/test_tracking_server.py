@@ -24,7 +24,7 @@ from steps.records.tags import FINGERPRINT
 from tests.conftest import ROOT, run
 from tests.marked_processes import MARK, processes_of
 from tests.registry.models import built
-from tests.servers import free_port, wait_for
+from tests.servers import NO_JOBS, free_port, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,10 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.folder}/store.db"]
         command += ["--artifacts-destination", str(self.folder / "artifacts"), "--workers", "1"]
         self.process = subprocess.Popen(
-            [*command, "--port", str(self.port)], start_new_session=True, stderr=subprocess.DEVNULL
+            [*command, "--port", str(self.port)],
+            env=os.environ | NO_JOBS,
+            start_new_session=True,
+            stderr=subprocess.DEVNULL,
         )
         wait_for(f"{self.url}/health", self.process)
 

@@ -213,6 +213,14 @@ def test_a_chain_whose_launcher_is_gone_closes_the_run_of_a_step_that_does_not_e
     assert {run.info.run_name: run.info.status for run in runs} == {"main": "KILLED", "fetch_model": "KILLED"}
 
 
+def test_a_signal_during_an_import_takes_effect_after_it() -> None:
+    with start("importing.py") as child:
+        assert line_of(child) == "begins"
+        child.terminate()
+        assert line_of(child) == "complete"
+        assert child.wait() == 128 + signal.SIGTERM
+
+
 def test_each_has_time_to_end_what_is_below_it_and_close_its_runs() -> None:
     closing_takes = 4
     assert processes.GRACE_SECONDS + closing_takes < processes.TRIAL_GRACE_SECONDS
