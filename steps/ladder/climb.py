@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.entities import Run
 
 from steps.checkpoint.onnx_export import build_onnx
 from steps.config.schema import BUILD, BuildOnnxWrapper, Ladder
 from steps.evaluation.fidelity import fidelity_metrics
 from steps.evaluation.gates import FAILED, PASSED, judge, overall, read_gates
 from steps.ladder.beside_checkpoint import Reference, material_of, measure_build, reference_of, weights_bytes
-from steps.ladder.rungs import SKIPPED, Rung, facts_of, finished_rung, rung_run
+from steps.ladder.rungs import REFERENCE_DTYPE, SKIPPED, Rung, facts_of, finished_rung, rung_run
 from steps.logged_models.process import apart
 from steps.records import artifacts
 from steps.records.errors import StepError, one_line
@@ -67,15 +68,15 @@ class Climb:
             return Rung(recipe, SKIPPED, reason)
         facts = facts_of(recipe, self.digest, self.material)
         if reuse and (found := finished_rung(facts)):
-            return self._judged(recipe, dict(found.data.metrics), found.info.run_id, reused=True)
+            return self._judged(recipe, found, reused=True)
         reference = self.reference  # outside: if it cannot be had, no recipe is to blame
         try:
             with rung_run(recipe, facts) as run:
-                figures = self._measure(recipe, reference)
-                mlflow.log_metrics(figures)
+                mlflow.set_tag(REFERENCE_DTYPE, reference.dtype)
+                mlflow.log_metrics(self._measure(recipe, reference))
         except StepError as error:
             return Rung(recipe, FAILED, one_line(error))
-        return self._judged(recipe, figures, run.info.run_id, reused=False)
+        return self._judged(recipe, mlflow.get_run(run.info.run_id), reused=False)
 
     def _measure(self, recipe: Recipe, reference: Reference) -> dict[str, float]:
         started = time.monotonic()
@@ -100,10 +101,19 @@ class Climb:
             "cost.measure_seconds": time.monotonic() - built,
         }
 
-    def _judged(self, recipe: Recipe, figures: dict[str, float], run_id: str, *, reused: bool) -> Rung:
+    def _judged(self, recipe: Recipe, run: Run, *, reused: bool) -> Rung:
+        figures = dict(run.data.metrics)
         verdicts = judge({f"{BUILD}.{name}": value for name, value in figures.items()}, self.gates)
         unkept = [verdict.reason for verdict in verdicts if verdict.verdict != PASSED]
-        return Rung(recipe, overall(verdicts), "; ".join(unkept) or "keeps all", run_id, reused, figures)
+        return Rung(
+            recipe,
+            overall(verdicts),
+            "; ".join(unkept) or "keeps all",
+            run.info.run_id,
+            reused,
+            run.data.tags.get(REFERENCE_DTYPE),
+            figures,
+        )
 
 
 def climb(snapshot: Path, digest: str, options: BuildOnnxWrapper, work: Path, log: Path, *, reuse: bool) -> Path:

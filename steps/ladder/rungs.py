@@ -29,6 +29,8 @@ from steps.safety.processes import process_tag
 
 RUNG = "rung"
 SKIPPED = "skipped"
+REFERENCE_DTYPE = "reference.dtype"
+"""The tag of a rung's run that says in what the checkpoint computed."""
 
 MADE_BY: tuple[ModuleType, ...] = (
     onnx_export,
@@ -43,13 +45,17 @@ MADE_BY: tuple[ModuleType, ...] = (
 
 @dataclass(frozen=True)
 class Rung:
-    """How a recipe did: `figures` by name, empty where it was not measured; `reason` of its `verdict`."""
+    """How a recipe did: `figures` by name, empty where it was not measured; `reason` of its `verdict`.
+
+    `reference_dtype`: in what the checkpoint computed the logits that it was compared with.
+    """
 
     recipe: Recipe
     verdict: str
     reason: str
     run_id: str | None = None
     reused: bool = False
+    reference_dtype: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
 
 

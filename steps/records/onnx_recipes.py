@@ -71,6 +71,7 @@ def unusable(recipe: Recipe, config: Mapping[str, Any]) -> str | None:
     """Return in one line why *recipe* cannot be built of a checkpoint with this config.json, or None where it can."""
     if not recipe.quantised:
         return None
+    config = config.get("text_config") or config  # of a model that also sees or hears
     for name, columns in _columns(config).items():
         blocks = -(-columns // recipe.block_size)
         # onnxruntime packs two zero points into a byte across the end of a row, then cannot cut the rows apart.
@@ -79,9 +80,9 @@ def unusable(recipe: Recipe, config: Mapping[str, Any]) -> str | None:
                 f"{recipe.algorithm} needs an even number of blocks in a row, and {name}={columns} makes {blocks} of "
                 f"{recipe.block_size} weights: take another block size, or algorithm default"
             )
-    if recipe.shares_after_the_build and config["hidden_size"] % recipe.block_size:
+    if recipe.shares_after_the_build and (hidden := config.get("hidden_size", 0)) % recipe.block_size:
         return (
-            f"blocks of {recipe.block_size} do not divide hidden_size={config['hidden_size']}: the embedding cannot be "
+            f"blocks of {recipe.block_size} do not divide hidden_size={hidden}: the embedding cannot be "
             "read from the head's; take a block size that divides it"
         )
     if recipe.shared_embedding and not _ties_embedding(config):
@@ -100,8 +101,10 @@ def unusable(recipe: Recipe, config: Mapping[str, Any]) -> str | None:
 
 
 def _columns(config: Mapping[str, Any]) -> dict[str, int]:
-    """Return the input sizes of the matrices that are quantised, by what config.json calls them."""
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    """Return the input sizes of the matrices that are quantised, by what config.json calls them; none if it does not."""
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    if not hidden or not heads:
+        return {}
     sizes = {"hidden_size": hidden, "intermediate_size": config.get("intermediate_size", hidden)}
     return sizes | {"num_attention_heads x head_dim": heads * (config.get("head_dim") or hidden // heads)}
 

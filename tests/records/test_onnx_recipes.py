@@ -67,3 +67,12 @@ def test_an_unquantised_recipe_says_nothing_of_blocks() -> None:
     arguments = builder_arguments(Recipe("fp32", "fp32"))
     assert arguments[:2] == ["-p", "fp32"]
     assert not any("block_size" in argument for argument in arguments)
+
+
+def test_the_config_of_the_text_part_counts_where_a_model_has_several() -> None:
+    nested = {"model_type": "gemma3", "text_config": SMOLLM2}
+    assert "hidden_size=576" in str(unusable(Recipe("mixed", "int4", block_size=128, algorithm="k_quant"), nested))
+
+
+def test_a_config_without_the_usual_names_is_left_to_the_builder() -> None:
+    assert unusable(Recipe("int4", "int4"), {"model_type": "gpt2", "n_embd": 768, "tie_word_embeddings": True}) is None
