@@ -44,3 +44,13 @@ def test_on_a_full_disk_a_step_fails_in_one_line_and_with_space_it_completes(
         said = capsys.readouterr().out
         assert "fetch_model             REUSED" in said
         assert "build_onnx_wrapper      FINISHED" in said
+
+
+def test_on_a_full_disk_the_chain_stops_after_the_step_with_a_line_of_its_own(store: str) -> None:
+    full = run("prlimit", f"--fsize={LIMIT}", "python", "-m", "steps.main", "fetch_model.log_files_mb=5")
+    assert full.returncode == 1, full.stdout + full.stderr
+    (line,) = [line for line in full.stderr.splitlines() if line.startswith("main: ")]
+    assert "fetch_model" in line
+    assert "Traceback" not in full.stderr
+    runs = {one.data.tags["step"]: one.info.status for one in MlflowClient().search_runs(["0"])}
+    assert runs == {"main": "FAILED", "fetch_model": "FAILED"}
