@@ -1,6 +1,7 @@
 """Runs a step: opens its run, finds the runs that it builds on, calls it, and writes its outputs last."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
@@ -26,6 +27,9 @@ from steps.safety.secrets import remove_credentials, without_credentials, withou
 SAMPLING_SECONDS = 2
 """How often a step's run records CPU, memory, disk, network and GPU."""
 
+WORK_SECONDS = "seconds.work"
+"""The metric of a step's run: how long its function took. The rest of the run's time is imports and MLflow."""
+
 StepFunction = Callable[[Config, Inputs], Outputs]
 """The function `run` of a step's module."""
 
@@ -44,7 +48,9 @@ def run_step(step: str, run: StepFunction, config: Config) -> None:
         inputs = {made_by: input_run(made_by, config) for made_by in STEPS[step].builds_on}
         facts = fingerprint(step, config, inputs)
         mlflow.log_text(facts.to_json(), FACTS)
+        begun = time.monotonic()
         outputs = run(config, inputs)
+        mlflow.log_metric(WORK_SECONDS, time.monotonic() - begun)
         assert outputs.uris.keys() == set(STEPS[step].hands_over)
         log_artifact_list()
         tags = {f"{OUTPUT}{name}": uri for name, uri in outputs.uris.items()}

@@ -77,7 +77,10 @@ def test_recipes_are_tried_in_their_order_until_one_keeps_the_gates(climbs: Clim
         ("fp32", "passed", False),
     ]
     assert climbs.ladder("strict")["chosen"] == "fp32"
-    assert {rung["reference_dtype"] for rung in climbs.ladder("strict")["rungs"]} == {"float32", None}  # none was skipped
+    assert {rung["reference_dtype"] for rung in climbs.ladder("strict")["rungs"]} == {
+        "float32",
+        None,
+    }  # none was skipped
     assert (climbs.work / "strict" / "onnx" / "model.onnx").is_file()
 
 
