@@ -101,7 +101,7 @@ def unusable(recipe: Recipe, config: Mapping[str, Any]) -> str | None:
 
 
 def _columns(config: Mapping[str, Any]) -> dict[str, int]:
-    """Return the input sizes of the matrices that are quantised, by their names in config.json; none if it has others."""
+    """Return the input sizes of the quantised matrices, by their names in config.json; none if it has others."""
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     if not hidden or not heads:
         return {}
