@@ -204,7 +204,8 @@ def method(options: Evaluate, found: Measurements) -> dict[str, str]:
         "Longest answer": f"{options.max_tokens} tokens, greedy",
         "Order": f"each candidate in a process of its own, in turns; the first {options.timed_examples} questions one "
         "at a time, after a warm-up, the rest in batches",
-        "Probabilities": f"of the task's answers{f' and {fidelity.text}' if fidelity.text else ''}, "
+        "Probabilities": f"of the answers to {fidelity.questions or 'all'} questions"
+        f"{f', and of {fidelity.text}' if fidelity.text else ''}, "
         f"at most {fidelity.context} tokens at a time, on the token ids of {REFERENCE}",
         "Times": f"{cost.repeats} calls for each of {cost.prompt_lengths} prompt tokens by {cost.batches} prompts, "
         f"at most {cost.new_tokens} new tokens; to the first token: a call for one token",

@@ -142,7 +142,7 @@ RECIPE_KEYS = ("precision", "algorithm", "symmetric", "shared_embedding", "block
 class Ladder:
     """`recipes`: names of `onnx_recipes.LADDER`, tried in this order until one keeps the fidelity gates of `gates`.
 
-    What fidelity is measured on: the first questions of `task` with their references as answers (`scorer` and `limit`
+    What fidelity is measured on: the first `questions` of `task` with their references as answers (`scorer` and `limit`
     as evaluate has them), and the file `text`; at most `context` tokens at a time. `seed`: of the intervals.
     """
 
@@ -151,6 +151,7 @@ class Ladder:
     task: str
     scorer: str | None
     limit: int | None
+    questions: int | None
     text: str | None
     context: int
     seed: int
@@ -182,8 +183,12 @@ class BuildOnnxWrapper:
 
 @dataclass
 class Fidelity:
-    """`text`: a text file on which probabilities are compared, in addition to the task; `context`: tokens at a time."""
+    """`questions`: on the answers of how many of the task's questions probabilities are compared, the first ones.
 
+    `text`: a text file on which they are compared in addition; `context`: tokens at a time.
+    """
+
+    questions: int | None
     text: str | None
     context: int
 

@@ -147,6 +147,7 @@ def _check_evaluate(evaluate: Evaluate) -> None:
         "cost.batches": min(evaluate.cost.batches, default=1),
     }.items():
         _at_least(1, f"evaluate.{key}", value)
+    _at_least(1, "evaluate.fidelity.questions", evaluate.fidelity.questions)
     _at_least(2, "evaluate.fidelity.context", evaluate.fidelity.context)
 
 

@@ -87,19 +87,19 @@ def ask_together(predict: PredictTogether, examples: Sequence[Example], options:
 
 
 def batches(examples: Sequence[Example], max_tokens: int) -> list[list[Example]]:
-    """Return *examples* in batches of at most MOST_TOGETHER examples and TOGETHER_TOKENS tokens.
+    """Return *examples*, the shortest first, in batches of at most MOST_TOGETHER examples and TOGETHER_TOKENS tokens.
 
-    A character counts as a token: too many in most languages, and never too few.
+    In this order little is padded. A character counts as a token: too many in most languages, and never too few.
     """
+
+    def tokens(example: Example) -> int:
+        return sum(len(message["content"]) for message in example.messages) + max_tokens
+
     found: list[list[Example]] = []
-    longest = 0
-    for example in examples:
-        length = sum(len(message["content"]) for message in example.messages) + max_tokens
-        longest = max(longest, length)
-        full = not found or len(found[-1]) == MOST_TOGETHER or longest * (len(found[-1]) + 1) > TOGETHER_TOKENS
-        if full:
+    for example in sorted(examples, key=tokens):
+        full = not found or len(found[-1]) == MOST_TOGETHER
+        if full or tokens(example) * (len(found[-1]) + 1) > TOGETHER_TOKENS:
             found.append([])
-            longest = length
         found[-1].append(example)
     return found
 

@@ -23,8 +23,6 @@ from steps.measurement.worker import Chat, texts_of
 from steps.records.errors import StepError
 from steps.wrappers.onnx.cpus import usable_cpus
 
-QUESTIONS = 100
-"""Of the task, that are read with their references as answers."""
 MOST_TOKENS = 4096
 """Measured of the text file: each of them takes 4 bytes for each entry of the vocabulary on disk."""
 PROMPT, ANSWER, ROUNDS = 64, 64, 3
@@ -57,7 +55,7 @@ class Reference:
 def material_of(ladder: Ladder) -> Material:
     """Return what *ladder* measures on. Raises StepError when that is nothing."""
     examples = read_examples(project_path(ladder.task), ladder.limit, ladder.scorer)
-    chats = [(each.messages, each.reference) for each in examples if each.scorer in COMPARES_TEXT][:QUESTIONS]
+    chats = [(each.messages, each.reference) for each in examples if each.scorer in COMPARES_TEXT][: ladder.questions]
     text = project_path(ladder.text).read_text(encoding="utf-8") if ladder.text else None
     if not chats and not text:
         msg = f"{ladder.task} has no reference that is an answer: give a text with -P evaluate.fidelity.text=FILE"

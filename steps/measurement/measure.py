@@ -6,7 +6,7 @@ missing, and a gate that asks for them fails.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, product
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -138,10 +138,9 @@ def ask_in_turns(
     When a candidate fails a turn, each of its answers in that turn is an error.
     """
     show = {name: progress(name) for name in candidates}
-    found.answers |= {name: [] for name in candidates}
+    by_id: dict[str, dict[str, Answer]] = {name: {} for name in candidates}
     for together, turn in _turns(examples, timed, max_tokens):
         for name, loaded in candidates.items():
-            answers = found.answers[name]
             if together:
                 given = found.attempt(loaded, worker.ask_batch, turn, max_tokens)
             else:
@@ -150,8 +149,9 @@ def ask_in_turns(
                 why = next(each for each in reversed(found.failures) if each.startswith(f"{name}: "))
                 given = [Answer(example.id, "", None, None, why) for example in turn]
             for answer in given:
-                answers.append(answer)
-                show[name](len(answers), len(examples))
+                by_id[name][answer.example_id] = answer
+                show[name](len(by_id[name]), len(examples))
+    found.answers |= {name: [answers[example.id] for example in examples] for name, answers in by_id.items()}
 
 
 def _turns(examples: Sequence[Example], timed: int, max_tokens: int) -> Iterator[tuple[bool, Sequence[Example]]]:
@@ -240,6 +240,9 @@ def measure_fidelity(
         for at, (answer, length) in enumerate(zip(found.answers[name], lengths, strict=True)):
             same[at] = same[at] and answer.prompt_tokens in (None, length)
         found.of(name).token_ids.same = same
+    compared = len(chats) if options.fidelity.questions is None else options.fidelity.questions
+    for at in range(compared, len(chats)):
+        texts[at] = replace(texts[at], begins=len(texts[at].ids))  # nothing of it is measured
     for name, tokens in compare_texts(found, first, builds, texts).items():
         found.of(name).fidelity = tokens
 
@@ -279,13 +282,14 @@ def _compare_batch(
 
 
 def in_batches(texts: Sequence[Text]) -> list[list[int]]:
-    """Return the numbers of the texts that have a token to measure, in batches of at most LOGITS_TOGETHER tokens."""
+    """Return the numbers of the texts that have a token to measure, in batches of at most LOGITS_TOGETHER tokens.
+
+    The shortest come first, so that little is padded.
+    """
     found: list[list[int]] = []
-    for number, text in enumerate(texts):
-        if text.begins >= len(text.ids):
-            continue
-        longest = max(len(texts[each].ids) for each in [*(found[-1] if found else []), number])
-        if not found or longest * (len(found[-1]) + 1) > LOGITS_TOGETHER:
+    measured = [number for number, text in enumerate(texts) if text.begins < len(text.ids)]
+    for number in sorted(measured, key=lambda each: len(texts[each].ids)):
+        if not found or len(texts[number].ids) * (len(found[-1]) + 1) > LOGITS_TOGETHER:
             found.append([])
         found[-1].append(number)
     return found

@@ -14,7 +14,7 @@ from steps.config.command_line import compose_config
 from steps.evaluation.integrity import HARD_TEXTS
 from steps.evaluation.tasks import Example
 from steps.logged_models.process import Candidate, candidate
-from steps.measurement.measure import Measurements, compare_tokens
+from steps.measurement.measure import Measurements, ask_in_turns, compare_tokens, measure_fidelity
 from steps.measurement.worker import ask_alone, ask_batch
 from tests.conftest import examples_of
 
@@ -56,6 +56,21 @@ def test_a_tokenizer_without_a_pad_token_answers_in_batches_too(logged_models: d
         together = pipeline.run(ask_batch, examples, 32)
 
     assert [answer.text for answer in together] == [answer.text for answer in alone]
+
+
+def test_probabilities_are_compared_on_as_many_questions_as_asked_for_and_tokens_on_all(
+    loaded: dict[str, Candidate],
+) -> None:
+    options = compose_config(["evaluate.limit=5", "evaluate.fidelity.questions=2"]).evaluate
+    examples, found = examples_of(options), Measurements()
+    ask_in_turns(found, loaded, examples, options.max_tokens)
+
+    measure_fidelity(found, loaded, "pipeline", examples, options)
+
+    tokens = found.of("onnx").fidelity
+    assert tokens is not None
+    assert set(tokens.text) == {0, 1}
+    assert found.of("onnx").token_ids.same == [True] * 5
 
 
 def test_both_logged_models_read_the_tokens_of_the_checkpoints_own_tokenizer(loaded: dict[str, Candidate]) -> None:
