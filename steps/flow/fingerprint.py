@@ -79,12 +79,17 @@ def sources(step: str, *, ladder: bool = False) -> dict[str, str]:
 
 
 def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
-    """Return what changed from *old* to *new*, each in a few words: `block_size 32 → 128`, `x.py changed`."""
-    changes = []
+    """Return what changed from *old* to *new*, each in a few words: `block_size 32 → 128`, `x.py changed`.
+
+    Values that one of them does not have come after those that both have: they say less.
+    """
+    changes, gone_or_new = [], []
     for key in sorted(old.config.keys() | new.config.keys()):
         before, after = old.config.get(key), new.config.get(key)
         if before != after:
-            changes.append(f"{key.rpartition('.')[2]} {before} → {after}")
+            some = changes if key in old.config and key in new.config else gone_or_new
+            some.append(f"{key.partition('.')[2] or key} {before} → {after}")
+    changes += gone_or_new
     for path in sorted(old.sources.keys() | new.sources.keys()):
         if old.sources.get(path) != new.sources.get(path):
             changes.append(f"{path} changed")

@@ -16,6 +16,9 @@ from steps.records.artifacts import missing_artifact
 from steps.records.tags import CONTENT, FINGERPRINT, REGISTERED_AS, outputs
 
 LOGGED_MODEL = re.compile(r"models:/m-\w+")
+MOST_REASONS = 4
+"""Why a step has to run is said in one line: at most so many differences, and how many more there are."""
+
 VERSION = re.compile(r"models:/([^/]+)/(\d+)")
 
 
@@ -71,7 +74,9 @@ def _what_changed(facts: Fingerprint) -> str:
             old = Fingerprint.from_json(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{FACTS}"))
         except (OSError, MlflowException, ValueError, TypeError):
             continue
-        return ", ".join(differences(old, facts)) or f"run {run.info.run_id} is not to be reused"
+        changes = differences(old, facts)
+        more = [f"and {len(changes) - MOST_REASONS} more"] if len(changes) > MOST_REASONS else []
+        return ", ".join(changes[:MOST_REASONS] + more) or f"run {run.info.run_id} is not to be reused"
     return "no earlier run"
 
 

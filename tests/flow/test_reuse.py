@@ -1,5 +1,6 @@
 """A finished run is reused when it fits and is complete, and otherwise the reason is said."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
@@ -71,6 +72,14 @@ def test_a_run_of_another_experiment_is_reused_too(store: str, monkeypatch: pyte
 def test_a_changed_value_is_the_reason_to_run(store: str) -> None:
     make()
     assert decision("fetch_model.log_files_mb=1") == Decision(None, "log_files_mb 64.0 → 1.0")
+
+
+def test_of_many_reasons_the_telling_ones_are_named_and_the_others_counted(store: str) -> None:
+    make("model=hub", "model.repo_id=me/mine", f"model.revision={'a' * 40}", "fetch_model.log_files_mb=1")
+    reason = decision().reason
+    assert reason.startswith("log_files_mb 1.0 → 64.0, ")
+    assert re.search(r", and \d+ more$", reason)
+    assert reason.count(",") == 4
 
 
 def test_with_reuse_false_nothing_is_reused(store: str) -> None:
