@@ -37,8 +37,7 @@ async def _serve(options: Serve, question: str, key: str | None, first: Served, 
     metrics = Metrics(models)
     config = uvicorn.Config(
         create_app(options, models, metrics, key),
-        # Those of the lock, even where Ray Serve has installed others that uvicorn would prefer.
-        loop="asyncio",
+        # What the lock holds, even where Ray Serve has installed httptools, which uvicorn would prefer.
         http="h11",
         log_level="error",
         access_log=False,

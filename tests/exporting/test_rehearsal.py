@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from steps.checkpoint.onnx_export import build_onnx
+from steps.config.schema import ExecutionProvider
 from steps.exporting.folder import EXAMPLE
 from steps.exporting.rehearsal import Recorded, conversations_with, readable, rehearse_example
 from steps.records.errors import StepError
+from steps.records.onnx_recipes import Recipe
+from tests.families import FAMILIES, save_checkpoint
 
 ASKED = Recorded("What is the capital of Spain?", "The capital of Spain is Madrid.")
 
@@ -58,3 +62,13 @@ def test_a_conversation_that_the_template_refuses_is_left_out(folder: Path) -> N
     assert len(conversations_with("?")) == 3
     assert len(dict(readable(folder / "model", "?"))) == 2
     assert rehearse_example(folder, ASKED, "models:/x/1") == ASKED.answer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_example_reads_other_families_as_their_wrapper_does(name: str, tmp_path: Path) -> None:
+    checkpoint, out = save_checkpoint(FAMILIES[name], tmp_path / "checkpoint"), tmp_path / "out"
+    out.mkdir()
+    build_onnx(checkpoint, out / "model", Recipe("fp32", "fp32"), ExecutionProvider.cpu, tmp_path / "builder.log")
+    shutil.copy(EXAMPLE, out)
+    assert rehearse_example(out, ASKED, name)  # which compares
