@@ -310,6 +310,15 @@ class Serve:
 
 
 @dataclass
+class Export:
+    """`model`: the URI of a registered ONNX version. `path`: the folder to make; `archive`: and `<path>.tar.zst`."""
+
+    model: str
+    path: str | None
+    archive: bool
+
+
+@dataclass
 class Config:
     """The whole configuration, resolved."""
 
@@ -322,6 +331,7 @@ class Config:
     flow: Flow
     sweep: Sweep
     serve: Serve
+    export: Export
     question: str
     seed: int
     steps: list[str]

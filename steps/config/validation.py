@@ -77,6 +77,8 @@ def check(config: Config) -> None:
     _at_least(1, "flow.jobs", config.flow.jobs)
     _at_least(1, "sweep.jobs", config.sweep.jobs)
     _check_serve(config.serve)
+    named = re.fullmatch(r"models:/[^/@]+[/@][^/@]+", config.export.model) is not None
+    _require(named, "export.model", config.export.model, "models:/<name>@<alias> or models:/<name>/<version>")
     _check_extras(flat_dict(config))
     direction = config.sweep.direction
     _require(direction in ("maximize", "minimize"), "sweep.direction", direction, "maximize or minimize")

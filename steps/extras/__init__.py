@@ -5,6 +5,7 @@ lm_eval_model.py    a candidate as the harness sees it
 lm_eval_metrics.py  the results of the harness as metrics
 ray_cluster.py      the trials of a sweep on a Ray cluster (requirements-ray.in)
 ray_node.py         what a node of the cluster does for a trial
+ray_serve.py        the server as replicas on a Ray cluster (requirements-ray.in)
 signing.py          signs a registered model, and verifies the signature (requirements-supply-chain.txt)
 bom.py              the bill of materials of a registered model (requirements-supply-chain.txt)
 

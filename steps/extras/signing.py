@@ -4,6 +4,8 @@ The signature is an artifact of the run that made it; the version's tag `signatu
 the public key, here or with the `model_signing` command.
 """
 
+import base64
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -67,6 +69,13 @@ def _sign(folder: Path, signature: Path, private_key: Path) -> None:
         fact = f"register.sign_key={private_key} cannot sign ({type(error).__name__})"
         msg = f"{fact}: give an elliptic-curve key in PEM (P-256, P-384, P-521), its password in {PASSWORD}"
         raise StepError(msg) from None
+
+
+def signed_files(signature: Path) -> dict[str, str]:
+    """Return the sha256 of each file that the file *signature* is about, by path. It verifies nothing."""
+    envelope = json.loads(signature.read_text(encoding="utf-8"))["dsseEnvelope"]
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    return {each["name"]: each["digest"] for each in statement["predicate"]["resources"]}
 
 
 def verify_version(version: ModelVersion, public_key: Path) -> int:

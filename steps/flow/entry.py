@@ -26,6 +26,9 @@ Main = Callable[[Config, list[str]], None]
 
 RELATIVE_SQLITE = "sqlite:///"
 
+USER_FOLDER = "SLM_USER_FOLDER"
+"""The environment variable in which an entry point notes where its command was typed, while its launcher is known."""
+
 
 def execute(step: str) -> None:
     """Run `steps/<step>.py` with the configuration that the command line describes."""
@@ -49,6 +52,7 @@ def reporting(name: str) -> Iterator[None]:
     A ConfigError exits with 2 and one line, a StepError with 1 and one line. Other exceptions keep their trace.
     """
     end_on_signals()
+    os.environ[USER_FOLDER] = str(user_folder())
     settle_store()
     try:
         watch_launcher()
@@ -83,16 +87,25 @@ def settle_store() -> None:
     """Make a relative `sqlite:///x.db` absolute, for this process and all that it starts.
 
     `mlflow run <git URL>` runs in a clone, where a relative URI would name another, empty database. The URI is relative
-    to the folder in which `mlflow run` was typed; that process does not change its folder.
+    to the folder in which the command was typed.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     path = uri.removeprefix(RELATIVE_SQLITE)
-    if path == uri or path.startswith("/"):
-        return
-    folder, launcher = Path.cwd(), int(os.environ.get(LAUNCHER_PID, "0"))
+    if path != uri and not path.startswith("/"):
+        os.environ["MLFLOW_TRACKING_URI"] = f"{RELATIVE_SQLITE}{(user_folder() / path).resolve()}"
+
+
+def user_folder() -> Path:
+    """Return the folder in which the command was typed: `mlflow run <git URL>` works in a clone elsewhere.
+
+    `mlflow run` does not change its own folder.
+    """
+    if known := os.environ.get(USER_FOLDER):
+        return Path(known)
+    launcher = int(os.environ.get(LAUNCHER_PID, "0"))
     with suppress(psutil.Error):
-        folder = Path(psutil.Process(launcher).cwd()) if launcher > 1 else folder
-    os.environ["MLFLOW_TRACKING_URI"] = f"{RELATIVE_SQLITE}{(folder / path).resolve()}"
+        return Path(psutil.Process(launcher).cwd()) if launcher > 1 else Path.cwd()
+    return Path.cwd()
 
 
 def close_unopened_run() -> None:

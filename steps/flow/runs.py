@@ -82,8 +82,10 @@ def _reusable(step: str, facts: Fingerprint) -> dict[str, str]:
 
 
 @contextmanager
-def open_run(name: str, config: Config) -> Iterator[ActiveRun]:
+def open_run(name: str, config: Config, parts: tuple[str, ...] = ("",)) -> Iterator[ActiveRun]:
     """Open the run *name*, with provenance and parameters: the run that MLflow made for this process, or a new one.
+
+    The parameters are those that the step *name* reads; of what is no step, *parts* of the configuration.
 
     At the end its status is FINISHED, FAILED after an error, or KILLED after a signal.
     """
@@ -93,7 +95,7 @@ def open_run(name: str, config: Config) -> Iterator[ActiveRun]:
         remove_credentials(run.info.run_id)
         if changes := uncommitted_changes():
             mlflow.log_text(without_secrets(changes), "code.diff")
-        log_new_params(run, config, STEPS[name].reads if name in STEPS else ("",))
+        log_new_params(run, config, STEPS[name].reads if name in STEPS else parts)
         yield run
         if name not in STEPS:
             log_artifact_list()

@@ -7,7 +7,7 @@ READY. So a build step writes down every file of what it logged, and whoever use
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -61,8 +61,7 @@ def record_model(model_uri: str, folder: Path) -> str:
     """Log, on the active run, every file of the model at *model_uri*, which lies in *folder*; return its digest."""
     files = _files(folder)
     mlflow.log_dict({"model_uri": model_uri, "files": [asdict(file) for file in files]}, MODEL_MANIFEST)
-    # LICENSE.txt names the folder that the model was logged from.
-    content = _content_digest(tuple(file for file in files if file.path != "LICENSE.txt"), folder)
+    content = content_digest(files, folder)
     mlflow.set_tag(CONTENT, content)
     mlflow.log_metric("model.bytes", sum(file.size for file in files))
     return content
@@ -132,9 +131,14 @@ def _files(folder: Path) -> tuple[File, ...]:
     return describe((path for path in files_below(folder) if path.name not in RENEWED), folder)
 
 
-def _content_digest(files: tuple[File, ...], folder: Path) -> str:
-    """Return one sha256 over *files* and what in MLmodel changes how the model answers: signature, configuration."""
+def content_digest(files: Iterable[File], folder: Path) -> str:
+    """Return one sha256 over *files* and what in MLmodel changes how the model answers: signature, configuration.
+
+    *files* are those of the model in *folder*, as `stated_files` returns them.
+    """
     model = Model.load(str(folder))
     signature = model.signature.to_dict() if model.signature else None
     interface = {"signature": signature, "config": model.flavors["python_function"].get("config")}
-    return hashlib.sha256(f"{digest(files)}{json.dumps(interface, sort_keys=True)}".encode()).hexdigest()
+    # LICENSE.txt names the folder that the model was logged from.
+    content = digest(file for file in files if file.path != "LICENSE.txt")
+    return hashlib.sha256(f"{content}{json.dumps(interface, sort_keys=True)}".encode()).hexdigest()

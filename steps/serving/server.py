@@ -23,7 +23,7 @@ def serve(options: Serve, question: str) -> None:
     After the signal, requests that have begun get `options.grace` seconds to end. Raises StepError if the model cannot
     be loaded or the port cannot be had, ConfigError without the key that `options.api_key_env` names.
     """
-    key = _key(options.api_key_env)
+    key = key_of(options.api_key_env)
     with closing(_listen(options.host, options.port)) as listener:
         first = Served(find(options.model), question)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -37,6 +37,8 @@ async def _serve(options: Serve, question: str, key: str | None, first: Served, 
     metrics = Metrics(models)
     config = uvicorn.Config(
         create_app(options, models, metrics, key),
+        # What the lock holds, even where Ray Serve has installed httptools, which uvicorn would prefer.
+        http="h11",
         log_level="error",
         access_log=False,
         lifespan="off",
@@ -104,7 +106,8 @@ class Follower(threading.Thread):
         self._said = line
 
 
-def _key(variable: str | None) -> str | None:
+def key_of(variable: str | None) -> str | None:
+    """Return the key in the environment variable *variable*, if it names one. Raises ConfigError if that is not set."""
     if variable is None:
         return None
     key = os.environ.get(variable, "")

@@ -1,0 +1,53 @@
+"""The README of an export: the version's model card, and how its folder is used."""
+
+import shlex
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import jinja2
+
+from steps.config.schema import RECIPE_KEYS
+from steps.records.tags import RECIPE
+
+SCORES = "\n## What it scored\n"
+"""The heading in a version's description under which its figures stand."""
+
+MEANINGS = {
+    "LICENSE": "the checkpoint's licence",
+    "NOTICE": "the checkpoint's notices",
+    "CHECKPOINT": "the checkpoint's own card",
+    "bom": "a bill of materials (CycloneDX)",
+    "signature": "the signature of the registered version (OpenSSF model signing). It lists the hash of each file here",
+}
+"""What files are that not every export has, by how their names begin."""
+
+
+def readme(name: str, version: str, tags: Mapping[str, str], card: str, question: str, files: Collection[str]) -> str:
+    """Return the README of version *version* of *name*, which *tags* and its description *card* describe.
+
+    *question*: what the example is to be asked. *files*: those of the export that not every export has.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # noqa: S701  Markdown
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("readme.md.jinja").render(
+        name=name,
+        version=version,
+        tags=tags,
+        recipe=recipe_of(tags),
+        scores=card.partition(SCORES)[2].partition("\n## ")[0].strip(),
+        question=shlex.quote(question),
+        others={file: next(text for start, text in MEANINGS.items() if file.startswith(start)) for file in files},
+    )
+
+
+def recipe_of(tags: Mapping[str, str]) -> str:
+    """Return in one line how the weights of the version with *tags* were quantised."""
+    chosen = f"`{tags[RECIPE]}`, chosen by onnx=auto; " if RECIPE in tags else ""
+    values = {key: tags.get(f"onnx.{key}") for key in RECIPE_KEYS}
+    return chosen + ", ".join(f"{key} {value}" for key, value in values.items() if value)
