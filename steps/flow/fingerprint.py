@@ -83,7 +83,8 @@ def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
 
     Values that one of them does not have come after those that both have: they say less.
     """
-    changes, gone_or_new = [], []
+    changes: list[str] = []
+    gone_or_new: list[str] = []
     for key in sorted(old.config.keys() | new.config.keys()):
         before, after = old.config.get(key), new.config.get(key)
         if before != after:
