@@ -289,7 +289,8 @@ class Serve:
     `host`, `port`: where to listen; a host other than this machine's loopback needs `api_key_env`, the name of the
     environment variable that holds the key. `cors_origins`: sites whose pages may ask. `max_body_bytes`: of a request.
     `max_waiting`: how many answers may be unfinished. `timeout`: seconds for an answer. `grace`: seconds for answers
-    that have begun when the server is told to end. `follow_seconds`: between two looks at the alias.
+    that have begun when the server is told to end. `follow_seconds`: between two looks at the alias. `trace_share`: of
+    the requests, those that MLflow gets a trace of; `trace_text`: with their texts.
     """
 
     model: str
@@ -302,6 +303,8 @@ class Serve:
     timeout: float
     grace: int
     follow_seconds: float
+    trace_share: float
+    trace_text: bool
 
 
 @dataclass

@@ -200,6 +200,7 @@ def _check_serve(serve: Serve) -> None:
     for key in ("max_body_bytes", "max_waiting"):
         _at_least(1, f"serve.{key}", getattr(serve, key))
     _at_least(0, "serve.grace", serve.grace)
+    _require(0 <= serve.trace_share <= 1, "serve.trace_share", serve.trace_share, "a share from 0 to 1")
     for key in ("timeout", "follow_seconds"):
         _require(getattr(serve, key) > 0, f"serve.{key}", getattr(serve, key), "more than 0 seconds")
 

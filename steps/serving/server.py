@@ -15,6 +15,7 @@ from steps.records.errors import ConfigError, StepError, in_one_line
 from steps.serving.app import create_app
 from steps.serving.metrics import Metrics
 from steps.serving.models import Models, Served, find
+from steps.serving.traces import Traces
 
 
 def serve(options: Serve, question: str) -> None:
@@ -35,8 +36,9 @@ def serve(options: Serve, question: str) -> None:
 async def _serve(options: Serve, question: str, key: str | None, first: Served, listener: socket.socket) -> None:
     models = Models(first, question)
     metrics = Metrics(models)
+    traces = Traces(options, models, metrics)
     config = uvicorn.Config(
-        create_app(options, models, metrics, key),
+        create_app(options, models, metrics, traces, key),
         log_level="error",
         access_log=False,
         lifespan="off",
@@ -48,6 +50,8 @@ async def _serve(options: Serve, question: str, key: str | None, first: Served, 
     follower = Follower(options, models, metrics)
     if "@" in options.model:
         follower.start()
+    if options.trace_share:
+        traces.start()
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     print(f"Serving {first.target.label} at http://{address} (chat page /, API /v1, metrics /metrics)", flush=True)
@@ -56,6 +60,7 @@ async def _serve(options: Serve, question: str, key: str | None, first: Served, 
     finally:
         follower.ended.set()
         await models.close()
+        traces.close()
 
 
 class Follower(threading.Thread):
