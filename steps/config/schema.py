@@ -308,6 +308,23 @@ class Serve:
 
 
 @dataclass
+class Monitor:
+    """`model`: the version to watch, models:/<name>@<alias> or models:/<name>/<version>.
+
+    Its newest `limit` requests of the last `window_hours` are judged; null: however old. `reask`: how many live prompts
+    are asked again, of the reference too. `rollback`: make the previous champion champion again if a gate fails by the
+    fault of the version. `gates`: by name, the fields of a `steps.evaluation.gates.Gate`.
+    """
+
+    model: str
+    window_hours: float | None
+    limit: int
+    reask: int
+    rollback: bool
+    gates: dict[str, Any]
+
+
+@dataclass
 class Config:
     """The whole configuration, resolved."""
 
@@ -320,6 +337,7 @@ class Config:
     flow: Flow
     sweep: Sweep
     serve: Serve
+    monitor: Monitor
     question: str
     seed: int
     steps: list[str]

@@ -1,0 +1,54 @@
+"""The gates of a window, and what follows when one fails."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from steps.evaluation.gates import FAILED, INCONCLUSIVE, Gate, Section, Verdict, judge
+from steps.monitoring.figures import MEANINGS
+from steps.records.errors import StepError
+from steps.registry.aliases import Change, history, roll_back
+
+SECTION = Section("monitor.gates", "wait for more requests")
+
+NOT_ITS_FAULT = ("drift.", "refused.", "cancelled.", "traffic.")
+"""Figures of what clients send. No other version would change them, so they roll nothing back."""
+
+ROLLED_BACK = "rolled back"
+"""How the reason of a change begins that was a rollback; see the history of champions."""
+
+
+def judge_window(figures: Mapping[str, float], gates: Mapping[str, Gate]) -> list[Verdict]:
+    """Return a verdict for each of *gates*.
+
+    A figure that this window cannot have (streams, texts, requests of one kind) does not fail its gate, unlike one that
+    does not exist: the gate is inconclusive.
+    """
+    verdicts = judge(figures, gates, SECTION)
+    return [
+        replace(each, verdict=INCONCLUSIVE, reason=f"{each.metric} was not measured: no request here shows it")
+        if each.metric in MEANINGS and each.metric not in figures
+        else each
+        for each in verdicts
+    ]
+
+
+def failed(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Return those of *verdicts* that failed."""
+    return [each for each in verdicts if each.verdict == FAILED]
+
+
+def roll_back_from(name: str, version: str, verdicts: Sequence[Verdict]) -> Change | None:
+    """Make the previous champion of *name* champion again if a gate failed by the fault of *version*.
+
+    Returns None if it did not. Raises StepError if *version* is not champion, or there is nothing to go back to: also
+    if it became champion by a rollback itself, because the previous one is then the one that was worse.
+    """
+    at_fault = [each for each in failed(verdicts) if not each.metric.startswith(NOT_ITS_FAULT)]
+    if not at_fault:
+        return None
+    changes = history(name)
+    if changes and changes[-1].version == version and changes[-1].reason.startswith(ROLLED_BACK):
+        msg = f"version {version} of {name} became champion by a rollback: there is no better one to go back to"
+        raise StepError(msg)
+    reasons = "; ".join(each.reason for each in at_fault)
+    return roll_back(name, f"{ROLLED_BACK} by monitor: {reasons}"[:1000], only=version)
