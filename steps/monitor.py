@@ -20,7 +20,7 @@ from steps.evaluation.gates import Verdict, overall, read_gates, write_gates
 from steps.flow.entry import command
 from steps.flow.runs import open_run
 from steps.monitoring.figures import by_prompt_length, figures_of
-from steps.monitoring.judging import SECTION, failed, judge_window, roll_back_from
+from steps.monitoring.judging import SECTION, failed, judge_window, roll_back_from, unjudged
 from steps.monitoring.page import Window, cell_of, write_page
 from steps.monitoring.reask import examples_of, reask
 from steps.monitoring.watched import Baseline, baseline_of, evaluation_of, version_at
@@ -46,14 +46,18 @@ def watch(config: Config) -> None:
     requests = read_window(name, number, options.window_hours, options.limit)
     figures = figures_of(requests, baseline) | asked_again(config, requests, version, evaluate, baseline)
     by_length = by_prompt_length([each for each in requests if each.answered])
-    verdicts = judge_window(figures, read_gates(options.gates, SECTION))
+    gates = read_gates(options.gates, SECTION)
+    verdicts = judge_window(figures, gates)
     log_figures(figures, by_length, version.model_id)
     print_verdicts(f"{name} version {number}: {len(requests)} requests", verdicts, figures)
+    if left_out := unjudged(figures, gates):
+        print(f"  not judged, because no request shows it: {', '.join(left_out)}", flush=True)
     outcome, trouble = follow(config, name, number, verdicts)
     provenance = {
         "Version": f"models:/{name}/{number}",
         "Traces": f"experiment {experiment_name(name)!r}, tag version={number}",
         "Evaluation": f"run {evaluate.info.run_id}, {len(baseline.answers)} questions",
+        "Not judged": ", ".join(left_out) or "none",
     }
     window = Window(
         f"{name} version {number}", requests, baseline, figures, by_length, verdicts, provenance, outcome or trouble
@@ -113,7 +117,7 @@ def print_verdicts(title: str, verdicts: Sequence[Verdict], figures: Mapping[str
     print(title)
     for each in verdicts:
         cell = cell_of(figures, each.metric)
-        print(f"  {each.verdict:<13} {each.gate:<16} {each.metric:<28} {cell or 'not measured'}", flush=True)
+        print(f"  {each.verdict:<13} {each.gate:<16} {each.metric:<28} {cell or 'there is none'}", flush=True)
 
 
 def log_results(window: Window) -> None:

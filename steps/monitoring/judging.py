@@ -1,9 +1,8 @@
 """The gates of a window, and what follows when one fails."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-from steps.evaluation.gates import FAILED, INCONCLUSIVE, Gate, Section, Verdict, judge
+from steps.evaluation.gates import FAILED, Gate, Section, Verdict, judge
 from steps.monitoring.figures import MEANINGS
 from steps.records.errors import StepError
 from steps.registry.aliases import Change, history, roll_back
@@ -18,18 +17,17 @@ ROLLED_BACK = "rolled back"
 
 
 def judge_window(figures: Mapping[str, float], gates: Mapping[str, Gate]) -> list[Verdict]:
-    """Return a verdict for each of *gates*.
+    """Return a verdict for each of *gates* but those `unjudged`."""
+    left_out = unjudged(figures, gates)
+    return judge(figures, {name: gate for name, gate in gates.items() if name not in left_out}, SECTION)
 
-    A figure that this window cannot have (streams, texts, requests of one kind) does not fail its gate, unlike one that
-    does not exist: the gate is inconclusive.
+
+def unjudged(figures: Mapping[str, float], gates: Mapping[str, Gate]) -> list[str]:
+    """Return the names of those *gates* whose figure no request of this window shows: of streams, of texts.
+
+    A gate on a figure that does not exist is not among them: it fails.
     """
-    verdicts = judge(figures, gates, SECTION)
-    return [
-        replace(each, verdict=INCONCLUSIVE, reason=f"{each.metric} was not measured: no request here shows it")
-        if each.metric in MEANINGS and each.metric not in figures
-        else each
-        for each in verdicts
-    ]
+    return [name for name, gate in gates.items() if gate.metric in MEANINGS and gate.metric not in figures]
 
 
 def failed(verdicts: Sequence[Verdict]) -> list[Verdict]:

@@ -116,3 +116,4 @@ def test_a_worse_version_is_noticed_and_rolled_back_and_the_server_follows(own: 
         code, output, watching = monitor("monitor.rollback=true", "monitor.limit=100")
         assert code == 0, output
         assert watching.data.metrics["traffic.requests"] == 100
+        assert watching.data.tags["verdict"] == "passed"
