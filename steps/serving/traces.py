@@ -1,7 +1,8 @@
 """Keeps an MLflow trace of each request. It neither slows nor fails one: what cannot be written is lost, and counted.
 
-MLflow's own asynchronous export has a bounded queue too. But it only logs what it loses, and on its way out waits for a
-store that is away.
+A request is put into a queue. A thread takes batches from it, and passes them to the process of trace_writer.py.
+MLflow's own asynchronous export has a bounded queue too. But it cannot say how many traces it lost, and on its way out
+it waits for a store that is away.
 """
 
 import asyncio
@@ -11,28 +12,24 @@ import os
 import queue
 import random
 import re
+import subprocess
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mlflow import MlflowClient
-from mlflow.entities import Span
-from mlflow.tracing.client import TracingClient
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
-
-from steps.config.schema import Serve
+from steps.config.schema import ROOT, Serve
 from steps.records import traces as names
 from steps.records.errors import in_one_line
 from steps.serving.errors import ApiError
 from steps.serving.generation import Generation
 from steps.serving.metrics import Metrics
 from steps.serving.models import Models, Target
+from steps.serving.trace_writer import Record
 from steps.wrappers.onnx.request import CHAT_FIELDS, COMPLETION_FIELDS
 
 QUEUE, BATCH = 1_000, 100
@@ -41,12 +38,13 @@ QUEUE, BATCH = 1_000, 100
 MOST_TEXT = 32_000
 """The most characters of a request whose text is kept: bounds the memory of the queue."""
 
-GATHER, REST, CLOSING = 0.5, 3, 5
-"""Seconds for a batch to gather; rest after one, as a multiple of the processor time that it took: the writer takes at
-most a quarter of a core from the answers; seconds for the last ones at the end."""
+GATHER, CLOSING = 0.5, 5
+"""Seconds for a batch to gather; seconds for the last ones, when the server ends."""
 
 CANCELLED = 499
 """The status that a request has which its client, or the end of the server, cancelled."""
+
+WRITER = [sys.executable, "-m", "steps.serving.trace_writer"]
 
 
 @dataclass
@@ -67,35 +65,16 @@ class Exchange:
         self.status, self.error, self.param = error.status, error.code or str(error.status), error.param
 
 
-@dataclass(frozen=True)
-class Ended:
-    """What is kept of a request that has ended: no reference to a model. Times in nanoseconds since 1970.
-
-    `prompts`: token ids. `answers`: texts of the choices. `sample`: of the prompt's text. `messages`: role and text of
-    each, if they are to be kept.
-    """
-
-    chat: bool
-    target: Target
-    started: int
-    ended: int
-    attributes: dict[str, Any]
-    error: str | None
-    prompts: Sequence[Sequence[int]]
-    answers: Sequence[str]
-    sample: str
-    messages: Sequence[tuple[str, str]]
-
-
 class Traces(threading.Thread):
-    """Writes traces to MLflow from a queue: one thread, which ends with the process."""
+    """Passes on traces from a queue: one thread, which ends with this process."""
 
     def __init__(self, options: Serve, models: Models, metrics: Metrics) -> None:
         super().__init__(daemon=True)
         self._options, self._models, self._metrics = options, models, metrics
-        self._queue: queue.Queue[Ended | None] = queue.Queue(QUEUE)
+        self._queue: queue.Queue[Record | None] = queue.Queue(QUEUE)
         self._key = os.urandom(16)
-        self._experiments: dict[str, str] = {}
+        self._writer: subprocess.Popen[str] | None = None
+        self._closed = threading.Event()
         self._said = ""
 
     @contextmanager
@@ -117,7 +96,7 @@ class Traces(threading.Thread):
             self._put(exchange)
 
     def close(self) -> None:
-        """Write what waits, for some seconds at most; one line says how much is lost."""
+        """Write what waits, for some seconds at most; one line says that some are lost."""
         if not self.is_alive():
             return
         with suppress(queue.Full):
@@ -125,32 +104,39 @@ class Traces(threading.Thread):
             self.join(CLOSING)
         if self.is_alive():
             print("serve: the last traces were not written: the store is slow, or away", file=sys.stderr, flush=True)
+        self._closed.set()
+        if self._writer:
+            self._writer.kill()
 
     def run(self) -> None:
-        """Write, until `close` is called."""
-        ended = False
-        while not ended:
+        """Pass on traces, until `close` is called."""
+        ended, self._writer = False, start_writer()
+        while not ended and not self._closed.is_set():
             batch, ended = self._gather()
-            busy = time.thread_time()
             try:
-                self._write(batch)
-                self._metrics.count_traces("written", len(batch))
-                self._said = ""
-            except Exception as error:  # noqa: BLE001  # whatever it is, the answers do not depend on it
-                self._metrics.count_traces("lost", len(batch))
-                self._say(f"serve: traces are lost: {in_one_line(error)}")
-            if not ended:
-                time.sleep(REST * (time.thread_time() - busy))
+                lost = self._pass_on(batch)
+            except OSError as error:  # the process has died; the next batch gets another
+                self._writer, lost = None, in_one_line(error)
+            self._metrics.count_traces("lost" if lost else "written", len(batch))
+            line = f"serve: traces are lost: {lost}" if lost else ""
+            if line and line != self._said:  # once, not for every batch
+                print(line, file=sys.stderr, flush=True)
+            self._said = line
 
-    def _put(self, exchange: Exchange) -> None:
-        if exchange.target is None or random.random() >= self._options.trace_share:  # noqa: S311  # a sample
-            return
-        try:
-            self._queue.put_nowait(ended(exchange, keep_text=self._options.trace_text))
-        except Exception:  # noqa: BLE001  # a full queue, or a request of a form that nobody thought of
-            self._metrics.count_traces("lost", 1)
+    def _pass_on(self, batch: Sequence[Record]) -> str:
+        """Have *batch* written; return why it is lost, or nothing. Raises OSError if the writer has died."""
+        self._writer = self._writer or start_writer()
+        assert self._writer.stdin
+        assert self._writer.stdout
+        self._writer.stdin.write(json.dumps([asdict(each) for each in batch]) + "\n")
+        self._writer.stdin.flush()
+        reply = self._writer.stdout.readline()
+        if not reply:
+            msg = "the process that writes them has ended"
+            raise BrokenPipeError(msg)
+        return reply.strip()
 
-    def _gather(self) -> tuple[list[Ended], bool]:
+    def _gather(self) -> tuple[list[Record], bool]:
         """Return what waits, at most BATCH, and whether it is the last; waits for the first."""
         batch = [self._queue.get()]
         deadline = time.monotonic() + GATHER
@@ -161,28 +147,24 @@ class Traces(threading.Thread):
                 break
         return [each for each in batch if each is not None], batch[-1] is None
 
-    def _write(self, batch: Sequence[Ended]) -> None:
-        """Write *batch*; MLflow makes a trace of each span."""
-        by_model: dict[str, list[Span]] = {}
-        for each in batch:
-            by_model.setdefault(each.target.name, []).append(span_of(each, self._key))
-        for model, spans in by_model.items():
-            TracingClient().log_spans(self._experiment(model), spans)
-
-    def _experiment(self, model: str) -> str:
-        if model not in self._experiments:
-            name, client = names.experiment_name(model), MlflowClient()
-            found = client.get_experiment_by_name(name)
-            self._experiments[model] = found.experiment_id if found else client.create_experiment(name)
-        return self._experiments[model]
-
-    def _say(self, line: str) -> None:
-        if line != self._said:  # once, not for every batch
-            print(line, file=sys.stderr, flush=True)
-        self._said = line
+    def _put(self, exchange: Exchange) -> None:
+        if exchange.target is None or random.random() >= self._options.trace_share:  # noqa: S311  # a sample
+            return
+        try:
+            self._queue.put_nowait(record_of(exchange, self._key, keep_text=self._options.trace_text))
+        except Exception:  # noqa: BLE001  # a full queue, or a request of a form that nobody thought of
+            self._metrics.count_traces("lost", 1)
 
 
-def ended(exchange: Exchange, *, keep_text: bool) -> Ended:
+def start_writer() -> "subprocess.Popen[str]":
+    """Start the process that writes; answers come first wherever the processor is short."""
+    pipe = subprocess.PIPE
+    writer = subprocess.Popen(WRITER, cwd=ROOT, stdin=pipe, stdout=pipe, text=True, encoding="utf-8")
+    os.setpriority(os.PRIO_PROCESS, writer.pid, 19)
+    return writer
+
+
+def record_of(exchange: Exchange, key: bytes, *, keep_text: bool) -> Record:
     """Return what is kept of *exchange*, which has ended; quick, because other requests wait meanwhile."""
     generation = exchange.generation
     outputs = generation.outputs if generation else []
@@ -191,34 +173,37 @@ def ended(exchange: Exchange, *, keep_text: bool) -> Ended:
     elif exchange.error is None and any(each.finish_reason not in ("stop", "length") for each in outputs):
         exchange.status, exchange.error = CANCELLED, "cancelled"
     messages = messages_of(exchange.row, chat=exchange.chat) if generation else []
-    short = sum(len(text) for _role, text in messages) <= MOST_TEXT
+    kept = keep_text and sum(len(text) for _role, text in messages) <= MOST_TEXT
     target = generation.served.target if generation else exchange.target
     assert target is not None
-    return Ended(
+    return Record(
         exchange.chat,
-        target,
+        target.name,
+        target.version or "none",
         exchange.started,
         time.time_ns(),
-        attributes_of(exchange),
+        attributes_of(exchange, key),
         exchange.error,
-        list({id(each.request): each.request.prompt for each in outputs}.values()),
-        [each.text for each in outputs],
         messages[-1][1][: names.SAMPLE] if messages else "",
-        messages if keep_text and short else [],
+        messages if kept else [],
+        [each.text for each in outputs] if kept else [],
     )
 
 
-def attributes_of(exchange: Exchange) -> dict[str, Any]:
-    """Return what a trace says of *exchange* without its texts."""
+def attributes_of(exchange: Exchange, key: bytes) -> dict[str, Any]:
+    """Return what a trace says of *exchange* without its texts; *key* is that of the hashes."""
     found: dict[str, Any] = {}
     if generation := exchange.generation:
-        request = generation.outputs[0].request
+        outputs = generation.outputs
+        prompts = {id(each.request): array("q", each.request.prompt).tobytes() for each in outputs}
         found |= {
             names.INPUT_TOKENS: generation.prompt_tokens,
             names.OUTPUT_TOKENS: generation.completion_tokens,
-            names.FINISH_REASONS: [each.finish_reason for each in generation.outputs],
-            names.MAX_TOKENS: request.max_tokens,
-            names.TEMPERATURE: float(request.temperature),
+            names.FINISH_REASONS: [each.finish_reason for each in outputs],
+            names.MAX_TOKENS: outputs[0].request.max_tokens,
+            names.TEMPERATURE: float(outputs[0].request.temperature),
+            names.PROMPT_HASH: hashed(b"|".join(prompts.values()), key),
+            names.ANSWER_HASHES: [hashed(each.text.encode(errors="surrogatepass"), key) for each in outputs],
         }
         if generation.first_token is not None:
             found[names.FIRST_TOKEN] = generation.first_token - generation.started
@@ -227,6 +212,11 @@ def attributes_of(exchange: Exchange) -> dict[str, Any]:
         if exchange.param:
             found[names.FIELD] = known_field(exchange.param)
     return found
+
+
+def hashed(content: bytes, key: bytes) -> str:
+    """Return the hash of *content* under *key*."""
+    return hashlib.blake2b(content, digest_size=8, key=key).hexdigest()
 
 
 def known_field(param: str) -> str:
@@ -245,45 +235,3 @@ def messages_of(row: Mapping[str, Any], *, chat: bool) -> list[tuple[str, str]]:
         (role, content if isinstance(content, str) else "".join(part["text"] for part in content))
         for role, content in contents
     ]
-
-
-def span_of(ended: Ended, key: bytes) -> Span:
-    """Return *ended* as a span; *key* is that of the hashes."""
-    operation, trace_id = "chat" if ended.chat else "text_completion", random.getrandbits(128)
-    attributes = {
-        "mlflow.traceRequestId": f"tr-{trace_id:032x}",
-        f"mlflow.traceTag.{names.VERSION}": ended.target.version or ended.target.name,
-        "mlflow.traceTag.mlflow.traceName": ended.target.label,
-        names.OPERATION: operation,
-        names.MODEL: ended.target.name,
-        **ended.attributes,
-    }
-    if ended.prompts:
-        attributes |= {
-            names.SCRIPT: names.script_of(ended.sample),
-            names.PROMPT_HASH: hashed(json.dumps(list(map(list, ended.prompts))), key),
-            names.ANSWER_HASHES: [hashed(text, key) for text in ended.answers],
-        }
-    if ended.messages:
-        attributes |= {
-            names.INPUT: {"messages": [{"role": role, "content": text} for role, text in ended.messages]},
-            names.OUTPUT: {"choices": [{"message": {"role": "assistant", "content": text}} for text in ended.answers]},
-        }
-    status = Status(StatusCode.OK) if ended.error is None else Status(StatusCode.ERROR, ended.error)
-    return Span(
-        ReadableSpan(
-            name=f"{operation} {ended.target.name}",
-            context=SpanContext(trace_id, random.getrandbits(64), is_remote=False, trace_flags=TraceFlags(1)),
-            resource=Resource.get_empty(),
-            start_time=ended.started,
-            end_time=ended.ended,
-            # As MLflow has them: each in JSON.
-            attributes={name: json.dumps(value, ensure_ascii=False) for name, value in attributes.items()},
-            status=status,
-        )
-    )
-
-
-def hashed(text: str, key: bytes) -> str:
-    """Return the hash of *text* under *key*."""
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8, key=key).hexdigest()

@@ -3,48 +3,48 @@
 import time
 
 import pytest
-from mlflow import MlflowClient
-from mlflow.tracing.client import TracingClient
 
 from steps.monitoring import window as window_module
 from steps.monitoring.window import read_window
 from steps.records import traces as names
 from steps.records.errors import StepError
-from steps.serving.models import Target
-from steps.serving.traces import Ended, span_of
+from steps.serving.trace_writer import Record, write
 
 
-def ended(version: str, hours_ago: float, tokens: int, **changes: object) -> Ended:
+def record(version: str, hours_ago: float, tokens: int, **changes: object) -> Record:
     started = time.time_ns() - int(hours_ago * 3600e9)
-    attributes = {names.INPUT_TOKENS: tokens, names.OUTPUT_TOKENS: 3, names.FINISH_REASONS: ["stop"]}
+    attributes = {
+        names.INPUT_TOKENS: tokens,
+        names.OUTPUT_TOKENS: 3,
+        names.FINISH_REASONS: ["stop"],
+        names.PROMPT_HASH: "p",
+        names.ANSWER_HASHES: ["a"],
+    }
     fields: dict[str, object] = {
         "chat": True,
-        "target": Target(f"models:/echo/{version}", "echo", version),
+        "model": "echo",
+        "version": version,
         "started": started,
         "ended": started + 250_000_000,
         "attributes": attributes,
-        "error": None,
-        "prompts": [[1, 2]],
-        "answers": ["yes"],
         "sample": "Да?",
-        "messages": [],
     }
-    return Ended(**{**fields, **changes})  # type: ignore[arg-type]
+    return Record(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def traced(store: str) -> None:
     """Write traces of two versions: of version 1 with 11, 12 and 13 tokens, the first one old; of version 2 two."""
-    experiment = MlflowClient().create_experiment(names.experiment_name("echo"))
     refused = {names.ERROR: "invalid_value", names.STATUS: 400, names.FIELD: "top_p"}
-    kept = [
-        ended("1", 30, 11),
-        ended("1", 2, 12, messages=[("user", "Да?")]),
-        ended("1", 1, 13),
-        ended("2", 1, 21),
-        ended("2", 1, 22, attributes=refused, error="invalid_value", prompts=[], answers=[]),
-    ]
-    TracingClient().log_spans(experiment, [span_of(each, b"key") for each in kept])
+    write(
+        [
+            record("1", 30, 11),
+            record("1", 2, 12, messages=[("user", "Да?")], answers=["yes"]),
+            record("1", 1, 13),
+            record("2", 1, 21),
+            record("2", 1, 22, attributes=refused, error="invalid_value"),
+        ]
+    )
 
 
 def tokens(*options: object) -> list[int | None]:
@@ -64,7 +64,7 @@ def test_only_requests_of_the_version_count_the_oldest_first(monkeypatch: pytest
 def test_a_request_is_read_as_it_was_written() -> None:
     old, new, _newest = read_window("echo", "1", None, 100)
     assert (new.seconds, new.status, new.answered, new.finish_reasons) == (0.25, 200, True, ("stop",))
-    assert (new.script, new.prompt, new.answers) == ("cyrillic", old.prompt, old.answers)
+    assert (new.script, new.prompt, new.answers) == ("cyrillic", "p", ("a",))
     assert new.messages == ({"role": "user", "content": "Да?"},)
     assert old.messages == ()
     (refused,) = [each for each in read_window("echo", "2", None, 100) if not each.answered]

@@ -4,9 +4,12 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Trace
@@ -92,6 +95,35 @@ def test_texts_are_written_if_asked_for(models: Store, tmp_path: Path) -> None:
     (trace,) = traces_of(models.uri, "torch")
     assert trace.info.request_preview == QUESTION[0]["content"]
     assert trace.info.response_preview == ANSWER
+
+
+def test_a_writer_that_dies_costs_one_batch_and_no_answers(models: Store, tmp_path: Path) -> None:
+    with serving(models, tmp_path / "log", "serve.model=models:/tiny/2") as server:
+        server.post({"messages": QUESTION})
+        wait_until(lambda: written(server) == 1)
+        (writer,) = [each for each in psutil.Process(server.process.pid).children() if each != server.engine()]
+        writer.kill()
+        assert server.post({"messages": QUESTION}).status_code == 200
+        wait_until(lambda: server.metric("slm:traces_lost_total") == 1)
+        assert server.post({"messages": QUESTION}).status_code == 200
+        wait_until(lambda: written(server) == 2)
+
+
+def test_clients_that_go_away_and_an_engine_that_dies_are_told_apart(models: Store, tmp_path: Path) -> None:
+    with serving(models, tmp_path / "log", "serve.model=models:/tiny/2") as server:
+        server.engine().suspend()
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/chat/completions", json={"messages": QUESTION}, timeout=1)
+        wait_until(lambda: server.metric("slm:answers_unfinished") == 0)
+        with ThreadPoolExecutor() as pool:
+            lost = pool.submit(server.post, {"messages": QUESTION})
+            wait_until(lambda: server.metric("slm:answers_unfinished") == 1)
+            server.engine().kill()
+            assert lost.result().status_code == 503
+        wait_until(lambda: written(server) == 2)
+    found = [attributes(trace) for trace in traces_of(models.uri)[-2:]]
+    assert [each["error.type"] for each in found] == ["cancelled", "engine_ended"]
+    assert [each["http.response.status_code"] for each in found] == [499, 503]
 
 
 def test_no_trace_is_kept_of_a_share_of_zero(models: Store, tmp_path: Path) -> None:
