@@ -98,7 +98,7 @@ def follow(config: Config, name: str, number: str, verdicts: Sequence[Verdict]) 
     except StepError as error:
         return "", str(error)
     if change is None:
-        return "", "not rolled back: what clients send has changed, which is not the version's fault"
+        return "", "not rolled back: clients or load may be the cause, not the version"
     mlflow.set_tags({"rollback.version": change.version, "rollback.replaced": number})
     return f"version {change.version} of {name} is champion again", ""
 

@@ -9,8 +9,9 @@ from steps.registry.aliases import Change, history, roll_back
 
 SECTION = Section("monitor.gates", "wait for more requests")
 
-NOT_ITS_FAULT = ("drift.", "refused.", "cancelled.", "traffic.")
-"""Figures of what clients send. No other version would change them, so they roll nothing back."""
+CLIENTS_AND_LOAD = ("drift.", "refused.", "cancelled.", "traffic.", "latency.", "first_token.")
+"""Figures that depend on what clients send, and how much of it. Another version might not change them, so they roll
+nothing back. How fast a build is by itself, evaluate has judged."""
 
 ROLLED_BACK = "rolled back"
 """How the reason of a change begins that was a rollback; see the history of champions."""
@@ -41,7 +42,7 @@ def roll_back_from(name: str, version: str, verdicts: Sequence[Verdict]) -> Chan
     Returns None if it did not. Raises StepError if *version* is not champion, or there is nothing to go back to: also
     if it became champion by a rollback itself, because the previous one is then the one that was worse.
     """
-    at_fault = [each for each in failed(verdicts) if not each.metric.startswith(NOT_ITS_FAULT)]
+    at_fault = [each for each in failed(verdicts) if not each.metric.startswith(CLIENTS_AND_LOAD)]
     if not at_fault:
         return None
     changes = history(name)

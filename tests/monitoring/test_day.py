@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from steps.logged_models.logged_model import logged_folder, record_model
 from steps.records.onnx_recipes import Recipe
 from steps.records.tags import DIGEST, OUTPUT
 from steps.registry.aliases import changing, history, make_champion, number_with
-from tests.conftest import TINY, examples_of, last_run, run
+from tests.conftest import ROOT, TINY, examples_of, last_run, run
 from tests.serving.conftest import Server, Store, serving, wait_until
 from tests.shared_flow import Flow
 
@@ -29,6 +30,10 @@ pytestmark = pytest.mark.slow
 MODEL = "capitals"
 SPEED = ("~monitor.gates.latency", "~monitor.gates.first_token")
 """What a busy machine decides is not judged here."""
+COMMAND = (
+    *("mlflow", "run", str(ROOT), "-e", "monitor", "--env-manager", "local"),
+    *("-P", f"register.name={MODEL}", "-P", f"overrides={' '.join(SPEED)}"),
+)
 
 
 def damaged(folder: Path) -> Path:
@@ -72,10 +77,9 @@ def ask(server: Server, number: int = 200) -> None:
     wait_until(lambda: server.metric("slm:traces_written_total") == before + number, 60)
 
 
-def monitor(*overrides: str) -> tuple[int, str, Run]:
+def monitor(*overrides: str, command: Sequence[str] = (sys.executable, "-m", "steps.monitor")) -> tuple[int, str, Run]:
     """Watch the champion; return exit code, output and run."""
-    command = [sys.executable, "-m", "steps.monitor", f"register.name={MODEL}", *SPEED, *overrides]
-    done = run(*command)
+    done = run(*command, *overrides, *([] if "mlflow" in command else [f"register.name={MODEL}", *SPEED]))
     return done.returncode, done.stdout + done.stderr, last_run("monitor")
 
 
@@ -89,9 +93,8 @@ def test_a_worse_version_is_noticed_and_rolled_back_and_the_server_follows(own: 
     options = [f"serve.model=models:/{MODEL}@champion", "serve.follow_seconds=0.2", "serve.trace_text=true"]
     with serving(Store(own.store), tmp_path / "log", *options, "serve.max_waiting=100") as server:
         ask(server)
-        code, output, watching = monitor("monitor.reask=20")
+        code, output, watching = monitor("-P", "monitor.reask=20", command=COMMAND)
         assert code == 0, output
-        print(output)
         assert watching.data.metrics["traffic.requests"] == 200
         assert watching.data.metrics["live.agreement"] == 1
         # Twenty prompts cannot tell whether agreement fell by a tenth.
@@ -102,7 +105,6 @@ def test_a_worse_version_is_noticed_and_rolled_back_and_the_server_follows(own: 
         ask(server)
         code, output, watching = monitor("monitor.rollback=true")
         assert code == 1, output
-        print(output)
         assert verdicts(watching)["cut_off"] == "failed"
         assert verdicts(watching)["prompt_lengths"] == "passed"
         assert watching.info.status == "FAILED"
@@ -112,8 +114,8 @@ def test_a_worse_version_is_noticed_and_rolled_back_and_the_server_follows(own: 
         assert change.run_id == watching.info.run_id
 
         wait_until(lambda: f"Serving {MODEL}/{good} in place of" in server.said(), 60)
-        ask(server, 100)
-        code, output, watching = monitor("monitor.rollback=true", "monitor.limit=100")
+        ask(server)
+        code, output, watching = monitor("monitor.rollback=true", "monitor.limit=200")
         assert code == 0, output
-        assert watching.data.metrics["traffic.requests"] == 100
+        assert watching.data.metrics["traffic.requests"] == 200
         assert watching.data.tags["verdict"] == "passed"

@@ -108,8 +108,9 @@ def test_a_fault_of_the_version_brings_the_previous_one_back_and_the_history_say
     assert change.reason.startswith("rolled back by monitor: cut.difference 1 (interval ")
 
 
-def test_what_clients_send_rolls_nothing_back(registered) -> None:
-    assert roll_back_from("echo", "2", broken({"script": "cyrillic"})) is None
+@pytest.mark.parametrize("change", [{"script": "cyrillic"}, {"prompt_tokens": 400}, {"seconds": 1.0}])
+def test_what_clients_send_and_load_roll_nothing_back(registered, change: dict) -> None:
+    assert roll_back_from("echo", "2", broken(change)) is None
     assert number_with("echo", "champion") == "2"
 
 
