@@ -37,7 +37,7 @@ def imports_of(file: Path) -> Iterator[str]:
 
 def test_the_table_has_every_room_and_every_step() -> None:
     rooms = {path.name for path in (ROOT / "steps").iterdir() if path.is_dir() and list(path.glob("*.py"))}
-    assert rooms | {*STEPS, "main", "sweep", "serve", "export"} == set(FLOORS)
+    assert rooms | {*STEPS, "main", "sweep", "serve", "export", "monitor"} == set(FLOORS)
 
 
 @pytest.mark.parametrize(("floor", "room", "listed"), TABLE, ids=[name for _floor, name, _imports in TABLE])

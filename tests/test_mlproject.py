@@ -14,11 +14,11 @@ from steps.safety.processes import LAUNCHER_PID
 PROJECT = load_project(str(ROOT))
 
 
-def test_the_entry_points_are_the_steps_the_chain_the_sweep_the_server_and_the_export() -> None:
-    assert set(PROJECT._entry_points) == {"main", "sweep", "serve", "export", *STEPS}
+def test_the_entry_points_are_the_steps_and_those_around_them() -> None:
+    assert set(PROJECT._entry_points) == {"main", "sweep", "serve", "export", "monitor", *STEPS}
 
 
-@pytest.mark.parametrize("name", ["main", "sweep", "serve", "export", *STEPS])
+@pytest.mark.parametrize("name", ["main", "sweep", "serve", "export", "monitor", *STEPS])
 def test_an_entry_point_runs_the_module_of_its_name(name: str) -> None:
     # Before anything of ours is imported, the shell knows who started it.
     module = f"steps {name}" if name in STEPS else f"steps.{name}"

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from steps.config.command_line import translate
-from steps.config.schema import Sweep as Options
+from steps.config.entry_points import Sweep as Options
 from steps.records.errors import ConfigError
 from steps.sweep import write_results
 from steps.sweeps.plan import plan_of, trials_of, varied

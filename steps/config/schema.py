@@ -5,6 +5,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from steps.config.entry_points import Export, Monitor, Serve, Sweep
+
 ROOT = Path(__file__).resolve().parents[2]
 """The project's folder: MLflow's clone, or the user's own."""
 
@@ -273,52 +275,6 @@ class Flow:
 
 
 @dataclass
-class Sweep:
-    """`objective`: the metric that decides which trial is best; `direction`: `maximize` or `minimize`.
-
-    `jobs`: trials at a time. `ray`: the address of a Ray cluster to run on, `auto` for this machine's own cluster,
-    None for this machine. `register`: register the best trial that passed its gates; otherwise register none.
-    """
-
-    objective: str
-    direction: str
-    jobs: int
-    ray: str | None
-    register: bool
-
-
-@dataclass
-class Serve:
-    """`model`: the URI of a model, such as models:/name@champion, which is followed when the alias moves.
-
-    `host`, `port`: where to listen; a host other than this machine's loopback needs `api_key_env`, the name of the
-    environment variable that holds the key. `cors_origins`: sites whose pages may ask. `max_body_bytes`: of a request.
-    `max_waiting`: how many answers may be unfinished. `timeout`: seconds for an answer. `grace`: seconds for answers
-    that have begun when the server is told to end. `follow_seconds`: between two looks at the alias.
-    """
-
-    model: str
-    host: str
-    port: int
-    api_key_env: str | None
-    cors_origins: list[str]
-    max_body_bytes: int
-    max_waiting: int
-    timeout: float
-    grace: int
-    follow_seconds: float
-
-
-@dataclass
-class Export:
-    """`model`: the URI of a registered ONNX version. `path`: the folder to make; `archive`: and `<path>.tar.zst`."""
-
-    model: str
-    path: str | None
-    archive: bool
-
-
-@dataclass
 class Config:
     """The whole configuration, resolved."""
 
@@ -332,6 +288,7 @@ class Config:
     sweep: Sweep
     serve: Serve
     export: Export
+    monitor: Monitor
     question: str
     seed: int
     steps: list[str]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from steps.config.entry_points import Monitor, Serve
 from steps.config.schema import (
     CANDIDATES,
     RECIPE_KEYS,
@@ -19,12 +20,11 @@ from steps.config.schema import (
     Ladder,
     Model,
     Register,
-    Serve,
     Source,
     project_path,
 )
 from steps.config.values import flat_dict
-from steps.evaluation.gates import read_gates
+from steps.evaluation.gates import Section, read_gates
 from steps.evaluation.tasks import read_examples
 from steps.records.errors import ConfigError
 from steps.records.onnx_recipes import LADDER
@@ -79,6 +79,7 @@ def check(config: Config) -> None:
     _check_serve(config.serve)
     named = re.fullmatch(r"models:/[^/@]+[/@][^/@]+", config.export.model) is not None
     _require(named, "export.model", config.export.model, "models:/<name>@<alias> or models:/<name>/<version>")
+    _check_monitor(config.monitor)
     _check_extras(flat_dict(config))
     direction = config.sweep.direction
     _require(direction in ("maximize", "minimize"), "sweep.direction", direction, "maximize or minimize")
@@ -203,8 +204,22 @@ def _check_serve(serve: Serve) -> None:
     for key in ("max_body_bytes", "max_waiting"):
         _at_least(1, f"serve.{key}", getattr(serve, key))
     _at_least(0, "serve.grace", serve.grace)
+    _require(0 <= serve.trace_share <= 1, "serve.trace_share", serve.trace_share, "a share from 0 to 1")
     for key in ("timeout", "follow_seconds"):
         _require(getattr(serve, key) > 0, f"serve.{key}", getattr(serve, key), "more than 0 seconds")
+
+
+def _check_monitor(monitor: Monitor) -> None:
+    fits = re.fullmatch(r"models:/[^/@]+(/\d+|@[^/@]+)", monitor.model) is not None
+    _require(fits, "monitor.model", monitor.model, "models:/<name>@<alias> or models:/<name>/<version>")
+    hours = monitor.window_hours
+    _require(hours is None or hours > 0, "monitor.window_hours", hours, "more than 0 hours, or null")
+    _at_least(1, "monitor.limit", monitor.limit)
+    _at_least(0, "monitor.reask", monitor.reask)
+    try:
+        read_gates(monitor.gates, Section("monitor.gates"))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def is_loopback(host: str) -> bool:

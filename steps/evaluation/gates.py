@@ -65,15 +65,26 @@ class Verdict:
     reason: str
 
 
-def read_gates(section: Mapping[str, Mapping[str, Any]]) -> dict[str, Gate]:
-    """Return the gates of the configuration's *section* `evaluate.gates`, a mapping of name to fields.
+@dataclass(frozen=True)
+class Section:
+    """A section of the configuration that has gates: its `key`, and what to do where the figures cannot decide."""
+
+    key: str = "evaluate.gates"
+    remedy: str = "ask more examples"
+
+
+EVALUATE = Section()
+
+
+def read_gates(section: Mapping[str, Mapping[str, Any]], where: Section = EVALUATE) -> dict[str, Gate]:
+    """Return the gates of the configuration's *section*, a mapping of name to fields.
 
     Raises ValueError naming the key, the fact and the remedy.
     """
     gates = {}
     known = [field.name for field in fields(Gate)]
     for name, given in section.items():
-        key = f"evaluate.gates.{name}"
+        key = f"{where.key}.{name}"
         if unknown := [field for field in given if field not in known]:
             msg = f"{key}.{unknown[0]} is not a field of a gate; use {', '.join(known)}"
             raise ValueError(msg)
@@ -88,9 +99,9 @@ def read_gates(section: Mapping[str, Mapping[str, Any]]) -> dict[str, Gate]:
     return gates
 
 
-def judge(metrics: Mapping[str, float], gates: Mapping[str, Gate]) -> list[Verdict]:
+def judge(metrics: Mapping[str, float], gates: Mapping[str, Gate], where: Section = EVALUATE) -> list[Verdict]:
     """Return a verdict for every gate, in their order."""
-    return [_judge_one(metrics, name, gate) for name, gate in gates.items()]
+    return [_judge_one(metrics, name, gate, where) for name, gate in gates.items()]
 
 
 def overall(verdicts: Sequence[Verdict]) -> str:
@@ -105,10 +116,11 @@ def write_gates(path: Path, verdicts: Sequence[Verdict]) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _judge_one(metrics: Mapping[str, float], name: str, gate: Gate) -> Verdict:
+def _judge_one(metrics: Mapping[str, float], name: str, gate: Gate, where: Section) -> Verdict:
     """Return the verdict of the gate called *name*."""
     figure, low, high = (_finite(metrics.get(gate.metric + end)) for end in ("", "_low", "_high"))
-    key = f"evaluate.gates.{name}"
+    key = f"{where.key}.{name}"
+    remedy = f"{where.remedy}, or set {key}.use=point"
     if gate.metric not in metrics:
         nearest = difflib.get_close_matches(gate.metric, metrics, n=1, cutoff=0)
         hint = f"; the nearest is {nearest[0]}" if nearest else ""
@@ -117,20 +129,20 @@ def _judge_one(metrics: Mapping[str, float], name: str, gate: Gate) -> Verdict:
         fact = f"{gate.metric} is {metrics[gate.metric]}, not a finite number"
         verdict, reason = FAILED, f"{fact}; {key} cannot be judged"
     elif gate.use == "point":
-        verdict, reason = _compare(f"{gate.metric} {figure:.6g}", figure, figure, gate, key)
+        verdict, reason = _compare(f"{gate.metric} {figure:.6g}", figure, figure, gate, key, remedy)
     elif not {f"{gate.metric}_low", f"{gate.metric}_high"} & metrics.keys():
         fact = f"{gate.metric} {figure:.6g} has no interval: the examples are too few"
-        verdict, reason = INCONCLUSIVE, f"{fact}; ask more examples, or set {key}.use=point"
+        verdict, reason = INCONCLUSIVE, f"{fact}; {remedy}"
     elif low is None or high is None or not low <= figure <= high:
-        remedy = f"set {key}.use=point or give {gate.metric}_low and _high"
-        verdict, reason = FAILED, f"{gate.metric} {figure:.6g} has no interval around it; {remedy}"
+        other = f"set {key}.use=point or give {gate.metric}_low and _high"
+        verdict, reason = FAILED, f"{gate.metric} {figure:.6g} has no interval around it; {other}"
     else:
         shown = f"{gate.metric} {figure:.6g} (interval {low:.4g} to {high:.4g})"
-        verdict, reason = _compare(shown, low, high, gate, key)
+        verdict, reason = _compare(shown, low, high, gate, key, remedy)
     return Verdict(name, gate.metric, figure, low, high, gate.min, gate.max, gate.use, verdict, reason)
 
 
-def _compare(shown: str, low: float, high: float, gate: Gate, key: str) -> tuple[str, str]:
+def _compare(shown: str, low: float, high: float, gate: Gate, key: str, remedy: str) -> tuple[str, str]:
     """Return verdict and reason for the figure *shown*, known to lie between *low* and *high*."""
     least = -math.inf if gate.min is None else gate.min
     most = math.inf if gate.max is None else gate.max
@@ -138,7 +150,6 @@ def _compare(shown: str, low: float, high: float, gate: Gate, key: str) -> tuple
         return FAILED, f"{shown} is below {key}.min={least:.6g}"
     if low > most:
         return FAILED, f"{shown} is above {key}.max={most:.6g}"
-    remedy = f"ask more examples, or set {key}.use=point"
     if low < least:
         return INCONCLUSIVE, f"{shown} reaches below {key}.min={least:.6g}; {remedy}"
     if high > most:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from steps.evaluation.asking import Answer
 from steps.evaluation.scoring import SCORERS
@@ -60,6 +61,7 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
                     candidate: {
                         "text": answer.text,
                         "right": prediction.right[candidate],
+                        "prompt_tokens": answer.prompt_tokens,
                         "completion_tokens": answer.completion_tokens,
                         "seconds": answer.seconds,
                         "error": answer.error,
@@ -69,6 +71,19 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
                 },
             }
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_predictions(text: str) -> list[Prediction]:
+    """Return the predictions that `write_predictions` wrote as *text*."""
+    return [_prediction(json.loads(line)) for line in text.split("\n") if line]
+
+
+def _prediction(record: dict[str, Any]) -> Prediction:
+    given = record.pop("answers")
+    right = {candidate: answer.pop("right") for candidate, answer in given.items()}
+    answers = {candidate: Answer(example_id=record["id"], **answer) for candidate, answer in given.items()}
+    example = Example(**{**record, "choices": tuple(record.get("choices", ()))})
+    return Prediction(example, answers, right)
 
 
 def accuracy_metrics(predictions: Sequence[Prediction], candidate: str) -> dict[str, float]:

@@ -38,6 +38,18 @@ def share(hits: Sequence[bool]) -> Estimate:
     return Estimate(value, min(float(interval.low), value), max(float(interval.high), value))
 
 
+def difference(hits: Sequence[bool], others: Sequence[bool]) -> Estimate:
+    """Return the share of true *hits* minus that of *others*, of two samples that have nothing to do with each other.
+
+    The interval is Newcombe's (1998, method 10), from Wilson's intervals of the two shares.
+    """
+    one, other = share(hits), share(others)
+    value = one.value - other.value
+    low = value - math.hypot(one.value - one.low, other.high - other.value)
+    high = value + math.hypot(one.high - one.value, other.value - other.low)
+    return Estimate(value, low, high)
+
+
 def standard_error(hits: Sequence[bool]) -> float:
     """Return the standard error of the share p of true *hits*: √(p(1 - p) / n)."""
     _require_some(hits)

@@ -16,11 +16,12 @@ from fastapi import FastAPI
 from ray import serve
 
 from steps.config.command_line import compose_config, translate
-from steps.config.schema import Serve
+from steps.config.entry_points import Serve
 from steps.serving.app import create_app
 from steps.serving.metrics import Metrics
 from steps.serving.models import Models, Served, find
 from steps.serving.server import Follower, key_of
+from steps.serving.traces import Traces
 
 
 def application(arguments: Mapping[str, object]) -> Any:  # noqa: ANN401  # Ray's Application
@@ -61,16 +62,20 @@ def server(options: Serve, question: str) -> FastAPI:
     key = key_of(options.api_key_env)
     models = Models(Served(find(options.model), question), question)
     metrics = Metrics(models)
-    app = create_app(options, models, metrics, key)
+    traces = Traces(options, models, metrics)
+    app = create_app(options, models, metrics, traces, key)
 
     @asynccontextmanager
     async def living(_app: FastAPI) -> AsyncIterator[None]:
         follower = Follower(options, models, metrics)
         if "@" in options.model:
             follower.start()
+        if options.trace_share:
+            traces.start()
         yield
         follower.ended.set()
         await models.close()
+        traces.close()
 
     app.router.lifespan_context = living
     return app

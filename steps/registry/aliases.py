@@ -100,12 +100,16 @@ def challenge(name: str, version: str) -> None:
     MlflowClient().set_registered_model_alias(name, CHALLENGER, version)
 
 
-def roll_back(name: str, reason: str) -> Change:
+def roll_back(name: str, reason: str, only: str | None = None) -> Change:
     """Make the previous champion of *name* champion, and the present one previous.
 
-    Raises StepError if there is no previous champion, or its files have changed.
+    With *only*, if that version is champion. Raises StepError if it is not, if there is no previous champion, or if its
+    files have changed.
     """
     with changing(name):
+        if only is not None and (found := number_with(name, CHAMPION)) != only:
+            msg = f"version {found} of {name} is {CHAMPION}, not version {only}: nothing is rolled back"
+            raise StepError(msg)
         before = history(name)
         completed = settle(name)
         if completed and before and completed.version == before[-1].replaced:

@@ -11,6 +11,8 @@ A request passes these files in this order:
     generation.py          one request in the engine, until it is answered, cancelled or out of time
     answers.py             OpenAI's objects
     metrics.py             what Prometheus reads
+    traces.py              what is kept of each request, for monitor
+    trace_writer.py        the process that writes it to MLflow
     errors.py              the errors that a client gets
 
 chat.html is the page at /. docs/guides/serve.md is the guide.

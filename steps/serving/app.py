@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from steps.config.schema import Serve
+from steps.config.entry_points import Serve
 from steps.serving import openapi
 from steps.serving.answers import DONE, Answers, JsonObject, event
 from steps.serving.errors import ApiError, busy, late, refused, unavailable
@@ -25,6 +25,7 @@ from steps.serving.generation import Generation
 from steps.serving.guard import Guard, error_response
 from steps.serving.metrics import Metrics
 from steps.serving.models import Models, Served
+from steps.serving.traces import Traces
 from steps.wrappers.onnx.request import Request as ModelRequest
 
 PAGE = Path(__file__).with_name("chat.html")
@@ -36,11 +37,11 @@ INLINE_BYTES = 16_384
 """A body up to this size is tokenised in the event loop, in about a millisecond; a larger one in a thread."""
 
 
-def create_app(options: Serve, models: Models, metrics: Metrics, key: str | None) -> FastAPI:
+def create_app(options: Serve, models: Models, metrics: Metrics, traces: Traces, key: str | None) -> FastAPI:
     """Return the application that answers with *models*; *key* is what clients have to send, if anything."""
     # FastAPI's own pages of documentation load scripts from the network.
     app = FastAPI(title="slm-project", version="1", docs_url=None, redoc_url=None)
-    server = Endpoints(options, models, metrics)
+    server = Endpoints(options, models, metrics, traces)
     app.add_middleware(Guard, key=key, count=metrics.count_response)
     if options.cors_origins:
         methods, headers = ["GET", "POST"], ["authorization", "content-type"]
@@ -84,8 +85,8 @@ class EventStream(Response):
 class Endpoints:
     """What the endpoints do."""
 
-    def __init__(self, options: Serve, models: Models, metrics: Metrics) -> None:
-        self._options, self._models, self._metrics = options, models, metrics
+    def __init__(self, options: Serve, models: Models, metrics: Metrics, traces: Traces) -> None:
+        self._options, self._models, self._metrics, self._traces = options, models, metrics, traces
 
     async def chat(self, request: Request) -> Response:
         """Answer a chat, as OpenAI's Chat Completions."""
@@ -133,10 +134,11 @@ class Endpoints:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"))
 
     async def _answer(self, request: Request, *, chat: bool) -> Response:
-        body = await read_body(request, self._options.max_body_bytes)
-        row = parse(body)
-        streaming, stream_usage = stream_options(row)
         async with AsyncExitStack() as stack:
+            exchange = stack.enter_context(self._traces.following(chat=chat))
+            body = await read_body(request, self._options.max_body_bytes)
+            exchange.row = row = parse(body)
+            streaming, stream_usage = stream_options(row)
             stack.enter_context(self._place(1))
             served = await stack.enter_async_context(self._models.use(self._options.timeout))
             read = partial(read_requests, served, row, chat=chat, streaming=streaming)
@@ -144,7 +146,7 @@ class Endpoints:
             choices = sum(each.n for each in requests)
             require_few(choices, self._options.max_waiting)
             stack.enter_context(self._place(choices - 1))
-            generation = Generation(served, requests, streaming=streaming)
+            exchange.generation = generation = Generation(served, requests, streaming=streaming)
             stack.callback(self._metrics.observe, generation)
             await stack.enter_async_context(generation)
             stack.enter_context(ending_early(generation, request, self._options.timeout))

@@ -22,6 +22,7 @@ class Generation:
         self.served, self.streaming = served, streaming
         self.started = time.monotonic()
         self.first_token: float | None = None  # with streaming
+        self.error: ApiError | None = None  # that `pieces` raised
         self._why = unavailable("the server is ending", "shutting_down")
         self._events: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -71,17 +72,20 @@ class Generation:
                 self.first_token = time.monotonic()
             if not text:
                 running -= 1
-                self._raise_if_failed(self.outputs[choice])
+                self.error = self._error_of(self.outputs[choice])
+                if self.error:
+                    raise self.error
             yield choice, text
 
-    def _raise_if_failed(self, output: RequestOutput) -> None:
+    def _error_of(self, output: RequestOutput) -> ApiError | None:
         message = str(output.error)
         match output.finish_reason:
             case "refused":
-                raise refused(message)
+                return refused(message)
             case "lost":
-                raise unavailable(message, "engine_ended")
+                return unavailable(message, "engine_ended")
             case "failed":
-                raise ApiError(500, message, code="engine_failed")
+                return ApiError(500, message, code="engine_failed")
             case "cancelled":
-                raise self._why
+                return self._why
+        return None

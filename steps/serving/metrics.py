@@ -39,6 +39,10 @@ class Metrics:
         # vLLM has no name for these.
         self._responses = Counter("slm:responses", "Responses by status.", ("path", "status"), registry=self._registry)
         self._switches = Counter("slm:version_switches", "Versions taken up.", registry=self._registry)
+        self._traces = {
+            outcome: Counter(f"slm:traces_{outcome}", f"Traces {outcome}.", registry=self._registry)
+            for outcome in ("written", "lost")
+        }
 
     def observe(self, generation: Generation) -> None:
         """Count a request that has ended, answered or not."""
@@ -67,6 +71,10 @@ class Metrics:
     def count_switch(self) -> None:
         """Count a version that was taken up."""
         self._switches.inc()
+
+    def count_traces(self, outcome: str, number: int) -> None:
+        """Count a *number* of traces whose *outcome* is "written" or "lost"."""
+        self._traces[outcome].inc(number)
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""

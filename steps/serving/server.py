@@ -10,11 +10,12 @@ from contextlib import closing
 
 import uvicorn
 
-from steps.config.schema import Serve
+from steps.config.entry_points import Serve
 from steps.records.errors import ConfigError, StepError, in_one_line
 from steps.serving.app import create_app
 from steps.serving.metrics import Metrics
 from steps.serving.models import Models, Served, find
+from steps.serving.traces import Traces
 
 
 def serve(options: Serve, question: str) -> None:
@@ -35,8 +36,9 @@ def serve(options: Serve, question: str) -> None:
 async def _serve(options: Serve, question: str, key: str | None, first: Served, listener: socket.socket) -> None:
     models = Models(first, question)
     metrics = Metrics(models)
+    traces = Traces(options, models, metrics)
     config = uvicorn.Config(
-        create_app(options, models, metrics, key),
+        create_app(options, models, metrics, traces, key),
         # What the lock holds, even where Ray Serve has installed httptools, which uvicorn would prefer.
         http="h11",
         log_level="error",
@@ -50,6 +52,8 @@ async def _serve(options: Serve, question: str, key: str | None, first: Served, 
     follower = Follower(options, models, metrics)
     if "@" in options.model:
         follower.start()
+    if options.trace_share:
+        traces.start()
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     print(f"Serving {first.target.label} at http://{address} (chat page /, API /v1, metrics /metrics)", flush=True)
@@ -58,6 +62,7 @@ async def _serve(options: Serve, question: str, key: str | None, first: Served, 
     finally:
         follower.ended.set()
         await models.close()
+        traces.close()
 
 
 class Follower(threading.Thread):

@@ -9,8 +9,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from steps.config.command_line import compose_config
+from steps.config.entry_points import Sweep as Options
 from steps.config.schema import Config
-from steps.config.schema import Sweep as Options
 from steps.records.errors import ConfigError, first_line
 from steps.sweeps.trials import Trial
 

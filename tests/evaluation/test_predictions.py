@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from steps.evaluation.asking import Answer
-from steps.evaluation.predictions import Prediction, score, write_predictions
+from steps.evaluation.predictions import Prediction, read_predictions, score, write_predictions
 from steps.evaluation.tasks import Example
 
 
@@ -39,11 +39,20 @@ def test_predictions_are_written_one_a_line_with_every_candidate(predictions: li
     assert records[1]["answers"]["pipeline"] == {
         "text": "city 1",
         "right": True,
+        "prompt_tokens": None,
         "completion_tokens": 4,
         "seconds": 2.0,
         "error": None,
     }
     assert records[1]["answers"]["onnx"]["error"] == "RuntimeError: out of memory"
+
+
+def test_predictions_are_read_as_they_were_written(predictions: list[Prediction], tmp_path: Path) -> None:
+    chosen = Example("c", [{"role": "user", "content": "Which?"}], "b", "choice", ("a", "b"))
+    answer = Answer("c", "b", None, 0.1, likelihoods={"a": -2.0, "b": -1.0}, prompt_tokens=7)
+    predictions = [*predictions, *score([chosen], {name: [answer] for name in ("pipeline", "onnx")})]
+    write_predictions(tmp_path / "p.jsonl", predictions)
+    assert read_predictions((tmp_path / "p.jsonl").read_text()) == predictions
 
 
 def test_an_answer_is_right_by_what_follows_its_reasoning() -> None:

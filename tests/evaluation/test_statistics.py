@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from steps.evaluation.statistics import Estimate, flips, paired_difference, share, standard_error
+from steps.evaluation.statistics import Estimate, difference, flips, paired_difference, share, standard_error
 
 
 def test_a_share_has_the_interval_of_wilson() -> None:
@@ -45,6 +45,12 @@ def test_a_paired_difference_is_close_to_bonett_and_price() -> None:
     assert figure.value == pytest.approx(-0.06)
     assert figure.low == pytest.approx(-0.059406 - 1.95996 * 0.026790, abs=0.004)
     assert figure.high == pytest.approx(-0.059406 + 1.95996 * 0.026790, abs=0.004)
+
+
+def test_a_difference_of_two_samples_has_the_interval_of_newcombe() -> None:
+    # The first example of Newcombe (1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I).
+    found = difference([True] * 56 + [False] * 14, [True] * 48 + [False] * 32)
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
 
 
 def test_pairing_makes_two_equally_wrong_candidates_surely_equal() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import mlflow
 import openai
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -80,6 +81,12 @@ class Server:
         lines = httpx.get(f"{self.url}/metrics").text.splitlines()
         samples = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
         return sum(float(line.rpartition(" ")[2]) for line in samples if all(label in line for label in wanted))
+
+    def engine(self) -> psutil.Process:
+        """Return the engine's process. The other one writes traces."""
+        children = psutil.Process(self.process.pid).children()
+        (engine,) = [each for each in children if "steps.serving.trace_writer" not in each.cmdline()]
+        return engine
 
     def said(self) -> str:
         """Return what the server has printed."""

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import httpx
 import openai
-import psutil
 import pytest
 
 from steps.config.command_line import compose_config
@@ -48,7 +47,7 @@ def test_the_page_and_what_a_balancer_asks_need_no_key(server: Server) -> None:
 
 
 def test_an_answer_that_takes_too_long_is_given_up(server: Server) -> None:
-    (engine,) = psutil.Process(server.process.pid).children()
+    engine = server.engine()
     engine.send_signal(signal.SIGSTOP)
     late = server.post({"messages": QUESTION}, headers=BEARER)
     engine.send_signal(signal.SIGCONT)

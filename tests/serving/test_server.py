@@ -17,15 +17,10 @@ from .conftest import ANSWER, QUESTION, Server, Store, serving, wait_until
 MANY = {"messages": QUESTION, "n": 8, "temperature": 2, "max_tokens": 200}
 
 
-def engine_of(server: Server) -> psutil.Process:
-    (engine,) = psutil.Process(server.process.pid).children()
-    return engine
-
-
 @contextlib.contextmanager
 def halted(server: Server) -> Iterator[None]:
     """Stop the engine meanwhile, as if a step took that long."""
-    engine = engine_of(server)
+    engine = server.engine()
     engine.send_signal(signal.SIGSTOP)
     try:
         yield
@@ -59,8 +54,8 @@ def test_a_stream_that_is_left_in_the_middle_is_cancelled(server: Server) -> Non
         with httpx.stream("POST", url, json=body, timeout=60) as response:
             lines = response.iter_lines()
             assert next(lines)
-            engine_of(server).send_signal(signal.SIGSTOP)  # so that it has not finished when the client is gone
-        engine_of(server).send_signal(signal.SIGCONT)
+            server.engine().send_signal(signal.SIGSTOP)  # so that it has not finished when the client is gone
+        server.engine().send_signal(signal.SIGCONT)
         wait_until(lambda: unfinished(server) == 0 and in_engine(server) == 0)
         if server.metric("vllm:request_success_total", finished_reason="abort") > before:
             break
@@ -87,7 +82,7 @@ def test_an_engine_that_dies_costs_its_requests_and_no_others(server: Server) ->
     with ThreadPoolExecutor() as pool, halted(server):
         lost = pool.submit(server.post, MANY)
         wait_until(lambda: unfinished(server) == 8)
-        os.kill(engine_of(server).pid, signal.SIGKILL)
+        os.kill(server.engine().pid, signal.SIGKILL)
         response = lost.result()
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "engine_ended"
@@ -99,8 +94,8 @@ def test_a_stream_whose_engine_dies_ends_with_an_error(server: Server) -> None:
     with httpx.stream("POST", url, json=body, timeout=60) as response:
         lines = response.iter_lines()
         assert next(lines)
-        engine_of(server).send_signal(signal.SIGSTOP)
-        engine_of(server).kill()
+        server.engine().send_signal(signal.SIGSTOP)
+        server.engine().kill()
         *_, last = [line for line in lines if line]
     assert '"code": "engine_ended"' in last
     wait_until(lambda: server.post({"messages": QUESTION}).status_code == 200)
@@ -191,7 +186,7 @@ def test_sigterm_lets_answers_end_takes_no_more_and_exits_with_0(models: Store, 
 def test_answers_that_outlast_the_grace_are_given_up(models: Store, tmp_path: Path) -> None:
     overrides = ("serve.model=models:/tiny/1", "serve.grace=1")
     with serving(models, tmp_path / "log", *overrides) as server, ThreadPoolExecutor() as pool:
-        engine = engine_of(server)
+        engine = server.engine()
         engine.send_signal(signal.SIGSTOP)
         asked = pool.submit(server.post, MANY)
         wait_until(lambda: unfinished(server) == 8)

@@ -1,0 +1,115 @@
+"""The requests of a version, as the server traced them."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Trace
+
+from steps.records import traces as names
+from steps.records.errors import StepError
+
+PAGE = 200
+"""How many traces are read at a time."""
+
+CANCELLED = 499
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request. `time`: seconds since 1970 at its beginning; `seconds`: until its end; `first_token`: of streams.
+
+    `status` is 200 of an answer, and otherwise its error's. `messages`: only where texts were kept.
+    """
+
+    time: float
+    seconds: float
+    status: int = 200
+    error: str | None = None
+    field: str | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    finish_reasons: tuple[str, ...] = ()
+    first_token: float | None = None
+    script: str | None = None
+    prompt: str | None = None
+    answers: tuple[str, ...] = ()
+    messages: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def answered(self) -> bool:
+        """Whether it got a whole answer."""
+        return self.status == 200
+
+    @property
+    def refused(self) -> bool:
+        """Whether the server would not answer it."""
+        return 400 <= self.status < CANCELLED
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether its client went away."""
+        return self.status == CANCELLED
+
+    @property
+    def failed(self) -> bool:
+        """Whether the server could not answer it."""
+        return self.status >= 500
+
+    @property
+    def reason(self) -> str | None:
+        """The code of its error, with the field that is wrong."""
+        return f"{self.error}: {self.field}" if self.error and self.field else self.error
+
+
+def read_window(model: str, version: str, hours: float | None, limit: int) -> list[Request]:
+    """Return the newest *limit* requests that *version* of *model* got in the last *hours*, the oldest first.
+
+    Raises StepError if there is none.
+    """
+    client, name = MlflowClient(), names.experiment_name(model)
+    experiment = client.get_experiment_by_name(name)
+    since = 0 if hours is None else time.time() - hours * 3600
+    found: list[Trace] = []
+    token = None
+    while experiment and len(found) < limit:
+        page = client.search_traces(
+            locations=[experiment.experiment_id],
+            filter_string=f"tags.{names.VERSION} = '{version}' AND timestamp_ms >= {int(since * 1000)}",
+            order_by=["timestamp_ms DESC"],
+            max_results=min(PAGE, limit - len(found)),
+            page_token=token,
+        )
+        found += page
+        token = page.token
+        if not token:
+            break
+    if not found:
+        of = f"version {version} of {model}" + (f" in the last {hours:g} h" if hours is not None else "")
+        msg = f"the experiment {name!r} has no trace of {of}: serve it, with serve.trace_share above 0"
+        raise StepError(msg)
+    return [request_of(trace) for trace in reversed(found)]
+
+
+def request_of(trace: Trace) -> Request:
+    """Return the request that *trace* is of."""
+    (span,) = trace.data.spans
+    found: Mapping[str, Any] = span.attributes
+    asked = found.get(names.INPUT) or {}
+    return Request(
+        time=span.start_time_ns / 1e9,
+        seconds=((span.end_time_ns or span.start_time_ns) - span.start_time_ns) / 1e9,
+        status=found.get(names.STATUS, 200),
+        error=found.get(names.ERROR),
+        field=found.get(names.FIELD),
+        prompt_tokens=found.get(names.INPUT_TOKENS),
+        output_tokens=found.get(names.OUTPUT_TOKENS),
+        finish_reasons=tuple(found.get(names.FINISH_REASONS, ())),
+        first_token=found.get(names.FIRST_TOKEN),
+        script=found.get(names.SCRIPT),
+        prompt=found.get(names.PROMPT_HASH),
+        answers=tuple(found.get(names.ANSWER_HASHES, ())),
+        messages=tuple(asked.get("messages", ())),
+    )
