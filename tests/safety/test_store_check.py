@@ -46,14 +46,13 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     secrets["MLFLOW_AUTH_CONFIG_PATH"] = str(folder / "auth.ini")
     options = ("--app-name", "basic-auth", "--artifacts-destination", str(folder / "artifacts"))
     with mlflow_server(folder, *options, **secrets) as url:
-        may = {"experiment_id": "0", "username": "writer", "permission": "EDIT"}
+        may = {"username": "writer", "resource_type": "experiment", "resource_id": "0", "permission": "EDIT"}
         for what, body in (
-            ("users", {"username": "reader", "password": PASSWORD}),
-            ("users", {"username": "writer", "password": PASSWORD}),
-            ("experiments/permissions", may),
+            ("2.0/mlflow/users/create", {"username": "reader", "password": PASSWORD}),
+            ("2.0/mlflow/users/create", {"username": "writer", "password": PASSWORD}),
+            ("3.0/mlflow/users/permissions/grant", may),
         ):
-            create = f"{url}/api/2.0/mlflow/{what}/create"
-            requests.post(create, json=body, auth=("admin", PASSWORD), timeout=60).raise_for_status()
+            requests.post(f"{url}/api/{what}", json=body, auth=("admin", PASSWORD), timeout=60).raise_for_status()
         yield url
 
 
