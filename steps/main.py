@@ -14,11 +14,13 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from steps.config.schema import STEPS, Config, Interface
+from steps.checkpoint.manifest import needed_files
+from steps.config.schema import STEPS, Config, Interface, Source, project_path
 from steps.config.values import to_yaml
 from steps.flow.fingerprint import Fingerprint, fingerprint
 from steps.flow.launch import launch
 from steps.flow.reuse import decide
+from steps.flow.room import require_memory
 from steps.flow.runs import input_run, open_run
 from steps.flow.side_by_side import end_children, jobs_for, side_by_side
 from steps.records.errors import ConfigError, StepError
@@ -82,9 +84,22 @@ def run_chain(config: Config, overrides: list[str]) -> dict[str, Run]:
 
 
 def _jobs(config: Config, runs: Mapping[str, Run]) -> int:
-    """Return how many steps may run at a time: `flow.jobs`, or what cores and memory allow for this checkpoint."""
+    """Return how many steps may run at a time: `flow.jobs`, or what cores and memory allow for this checkpoint.
+
+    Raises StepError if memory does not suffice for one.
+    """
     fetched = runs.get("fetch_model")
-    return config.flow.jobs or jobs_for(fetched.data.metrics.get(SNAPSHOT_BYTES, 0) if fetched else 0)
+    checkpoint_bytes = fetched.data.metrics.get(SNAPSHOT_BYTES, 0) if fetched else _bytes_of_local(config)
+    require_memory(checkpoint_bytes)
+    return config.flow.jobs or jobs_for(checkpoint_bytes)
+
+
+def _bytes_of_local(config: Config) -> float:
+    """Return how large a checkpoint in a folder is; 0 for another, whose size fetch_model finds out."""
+    folder = project_path(str(config.model.path))
+    if config.model.source is not Source.local or not folder.is_dir():
+        return 0
+    return sum(file.stat().st_size for file in needed_files(folder))
 
 
 def run_step(
