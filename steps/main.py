@@ -14,8 +14,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from steps.checkpoint.manifest import needed_files
-from steps.config.schema import STEPS, Config, Interface, Source, project_path
+from steps.config.schema import STEPS, Config, Interface
 from steps.config.values import to_yaml
 from steps.flow.fingerprint import Fingerprint, fingerprint
 from steps.flow.launch import launch
@@ -89,17 +88,9 @@ def _jobs(config: Config, runs: Mapping[str, Run]) -> int:
     Raises StepError if memory does not suffice for one.
     """
     fetched = runs.get("fetch_model")
-    checkpoint_bytes = fetched.data.metrics.get(SNAPSHOT_BYTES, 0) if fetched else _bytes_of_local(config)
+    checkpoint_bytes = fetched.data.metrics.get(SNAPSHOT_BYTES, 0) if fetched else 0
     require_memory(checkpoint_bytes)
     return config.flow.jobs or jobs_for(checkpoint_bytes)
-
-
-def _bytes_of_local(config: Config) -> float:
-    """Return how large a checkpoint in a folder is; 0 for another, whose size fetch_model finds out."""
-    folder = project_path(str(config.model.path))
-    if config.model.source is not Source.local or not folder.is_dir():
-        return 0
-    return sum(file.stat().st_size for file in needed_files(folder))
 
 
 def run_step(

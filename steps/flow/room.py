@@ -1,5 +1,7 @@
 """Whether this machine has the memory that a checkpoint needs, asked before anything is built from it."""
 
+from steps.checkpoint.manifest import needed_files
+from steps.config.schema import Config, Source, project_path
 from steps.records.errors import StepError
 from steps.safety.memory import total_memory
 
@@ -21,3 +23,10 @@ def require_memory(checkpoint_bytes: float, there: float | None = None) -> None:
         fact = f"this model needs at least {needed / 1e9:.1f} GB of memory, and {there / 1e9:.1f} GB are allowed here"
         msg = f"{fact}: raise the limit of the container, or choose a smaller model"
         raise StepError(msg)
+
+
+def require_memory_for(config: Config) -> None:
+    """Raise StepError if the configured model cannot fit. The size of one on a hub is known after fetch_model only."""
+    folder = project_path(str(config.model.path))
+    local = config.model.source is Source.local and folder.is_dir()
+    require_memory(sum(file.stat().st_size for file in needed_files(folder)) if local else 0)

@@ -13,6 +13,7 @@ from steps.config.schema import STEPS, Config
 from steps.config.values import flat_dict
 from steps.flow.fingerprint import FACTS, Fingerprint, fingerprint, sources
 from steps.flow.provenance import provenance_tags, uncommitted_changes
+from steps.flow.room import require_memory_for
 from steps.records.artifacts import record_artifacts
 from steps.records.errors import StepError, one_line
 from steps.records.files import hash_text
@@ -84,6 +85,7 @@ def open_run(name: str, config: Config) -> Iterator[ActiveRun]:
     At the end its status is FINISHED, FAILED after an error, or KILLED after a signal.
     """
     # Also inside: otherwise closing the run would retry the missing server.
+    require_memory_for(config)
     with explained(), _own_run(name) as run, explained():
         if not is_checked():
             require_usable_artifacts(run)
