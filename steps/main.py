@@ -19,6 +19,7 @@ from steps.config.values import to_yaml
 from steps.flow.fingerprint import Fingerprint, fingerprint
 from steps.flow.launch import launch
 from steps.flow.reuse import decide
+from steps.flow.room import require_memory
 from steps.flow.runs import input_run, open_run
 from steps.flow.side_by_side import end_children, jobs_for, side_by_side
 from steps.records.errors import ConfigError, StepError
@@ -82,9 +83,14 @@ def run_chain(config: Config, overrides: list[str]) -> dict[str, Run]:
 
 
 def _jobs(config: Config, runs: Mapping[str, Run]) -> int:
-    """Return how many steps may run at a time: `flow.jobs`, or what cores and memory allow for this checkpoint."""
+    """Return how many steps may run at a time: `flow.jobs`, or what cores and memory allow for this checkpoint.
+
+    Raises StepError if memory does not suffice for one.
+    """
     fetched = runs.get("fetch_model")
-    return config.flow.jobs or jobs_for(fetched.data.metrics.get(SNAPSHOT_BYTES, 0) if fetched else 0)
+    checkpoint_bytes = fetched.data.metrics.get(SNAPSHOT_BYTES, 0) if fetched else 0
+    require_memory(checkpoint_bytes)
+    return config.flow.jobs or jobs_for(checkpoint_bytes)
 
 
 def run_step(

@@ -46,6 +46,16 @@ def serving(model_uri: str, store: str) -> Iterator[str]:
         yield url
 
 
+@contextmanager
+def mlflow_server(folder: Path, *options: str, before: tuple[str, ...] = (), **environment: str) -> Iterator[str]:
+    """Yield the URL of an `mlflow server` with its database in *folder*; *before* comes before its command."""
+    port = str(free_port())
+    command = [*before, "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/store.db", "--workers", "1"]
+    with process(*command, "--port", port, *options, **environment) as server:
+        wait_for(f"http://127.0.0.1:{port}/health", server)
+        yield f"http://127.0.0.1:{port}"
+
+
 def wait_for(url: str, server: "subprocess.Popen[bytes]") -> None:
     """Return when *url* answers; AssertionError when *server* ends first."""
     while server.poll() is None:

@@ -79,13 +79,13 @@ def require_architecture(folder: Path) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     config = read_json(folder / "config.json")
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind not in CONFIG_MAPPING:
         fact = f"transformers does not know model_type={kind!r} in {folder / 'config.json'}"
         code = ", and the checkpoint's own code is never run" if config.get("auto_map") else ""
         msg = f"{fact}{code}: choose another model"
         raise StepError(msg)
-    made = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(kind))
+    made = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     if made != architecture:
         fact = (
             f"config.json in {folder} names {architecture} with model_type={kind}, of which transformers makes {made}"
@@ -153,7 +153,7 @@ def require_plain_layers(folder: Path) -> None:
     config = read_json(folder / "config.json")
     built = {
         "position_embedding_type": config.get("position_embedding_type") == "rope",
-        "layer_types": set(config.get("layer_types") or ["mamba"]) == {"attention"},
+        "layer_types": all(each == "attention" for each in _listed(config.get("layer_types")) or ["mamba"]),
         "num_local_experts": not config.get("num_local_experts"),
     }
     if wrong := next((key for key, right in built.items() if not right), None):
@@ -173,6 +173,10 @@ def require_end(folder: Path) -> None:
         raise StepError(msg)
 
 
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
 def _architecture(folder: Path) -> str:
     path = folder / "config.json"
     try:
@@ -185,6 +189,8 @@ def _architecture(folder: Path) -> str:
 def _scalings(config: Mapping[str, Any]) -> list[str]:
     """Return the names of the scalings of rotary positions in *config*, in any of the forms that there have been."""
     stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(stated, dict):
+        return [str(stated)]
     parts = [part for part in stated.values() if isinstance(part, dict)] or [stated]
     names = [str(part.get("rope_type") or part.get("type") or "default") for part in parts]
     return ["longrope" if name == "su" else name for name in names]

@@ -133,7 +133,8 @@ def require_tokenizer(folder: Path) -> None:
     own = own_tokenizer(folder)
     corrected_settings(folder)
     rows = read_json(folder / "config.json").get("vocab_size")
-    listed = [int(number) for number in read_settings(folder).get("added_tokens_decoder", {})]
+    added = read_settings(folder).get("added_tokens_decoder", {})
+    listed = [int(number) for number in added if str(number).isdecimal()] if isinstance(added, dict) else []
     largest = max([*own.get_vocab(with_added_tokens=True).values(), *listed])
     if isinstance(rows, int) and largest >= rows:
         fact = f"the tokenizer in {folder} gives ids up to {largest}, and config.json has vocab_size={rows}"
@@ -147,7 +148,8 @@ def require_template(folder: Path) -> None:
     if (path := folder / "chat_template.jinja").is_file():
         template = path.read_text(encoding="utf-8")
     if isinstance(template, list):
-        template = next((each.get("template") for each in template if each.get("name") == "default"), None)
+        named = [each for each in template if isinstance(each, dict)]
+        template = next((each.get("template") for each in named if each.get("name") == "default"), None)
     if not isinstance(template, str) or not template.strip():
         fact = f"{folder} has no chat template, as base models have none"
         msg = f"{fact}: choose the instruct model, or put the template it was tuned with into chat_template.jinja"
@@ -156,8 +158,9 @@ def require_template(folder: Path) -> None:
 
     made: Any = PreTrainedTokenizerFast  # which has no types
     names = {key: value for key, value in read_settings(folder).items() if key in ("bos_token", "eos_token")}
-    tokenizer = made(tokenizer_object=own_tokenizer(folder), chat_template=template, **names)
+    own = own_tokenizer(folder)
     try:
+        tokenizer = made(tokenizer_object=own, chat_template=template, **names)
         asked = [{"role": "user", "content": "capital"}]
         text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # whatever the template raises

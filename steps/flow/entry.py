@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import hydra
 import psutil
@@ -54,6 +55,7 @@ def reporting(name: str) -> Iterator[None]:
     end_on_signals()
     os.environ[USER_FOLDER] = str(user_folder())
     settle_store()
+    hide_credentials()
     try:
         watch_launcher()
         yield
@@ -106,6 +108,19 @@ def user_folder() -> Path:
     with suppress(psutil.Error):
         return Path(psutil.Process(launcher).cwd()) if launcher > 1 else Path.cwd()
     return Path.cwd()
+
+
+def hide_credentials() -> None:
+    """Take user and password out of MLFLOW_TRACKING_URI: MLflow prints it, and stores it with models.
+
+    MLflow reads them from variables of their own as well, here and in all that this process starts.
+    """
+    parts = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if not parts.scheme.startswith("http") or "@" not in parts.netloc:
+        return
+    names = {"MLFLOW_TRACKING_USERNAME": parts.username, "MLFLOW_TRACKING_PASSWORD": parts.password}
+    os.environ.update({name: unquote(value) for name, value in names.items() if value is not None})
+    os.environ["MLFLOW_TRACKING_URI"] = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def close_unopened_run() -> None:

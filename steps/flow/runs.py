@@ -14,15 +14,18 @@ from steps.config.schema import STEPS, Config
 from steps.config.values import flat_dict
 from steps.flow.fingerprint import FACTS, Fingerprint, fingerprint, sources
 from steps.flow.provenance import provenance_tags, uncommitted_changes
+from steps.flow.room import require_memory_for
 from steps.records.artifacts import record_artifacts
 from steps.records.errors import StepError, one_line
 from steps.records.files import hash_text
 from steps.records.step import Inputs, Outputs
 from steps.records.tags import DIGEST, ERROR, FINGERPRINT, OUTPUT, PROCESS, STEP
+from steps.safety.artifact_root import require_usable_artifacts
 from steps.safety.lock import one_at_a_time
 from steps.safety.outages import explained
 from steps.safety.processes import closing, process_tag
 from steps.safety.secrets import remove_credentials, without_credentials, without_secrets
+from steps.safety.store_check import is_checked, mark_checked, require_usable_server
 
 SAMPLING_SECONDS = 2
 """How often a step's run records CPU, memory, disk, network and GPU."""
@@ -90,7 +93,11 @@ def open_run(name: str, config: Config, parts: tuple[str, ...] = ("",)) -> Itera
     At the end its status is FINISHED, FAILED after an error, or KILLED after a signal.
     """
     # Also inside: otherwise closing the run would retry the missing server.
+    require_memory_for(config)
     with explained(), _own_run(name) as run, explained():
+        if not is_checked():
+            require_usable_artifacts(run)
+            mark_checked()
         mlflow.set_tags(provenance_tags(config.seed))
         remove_credentials(run.info.run_id)
         if changes := uncommitted_changes():
@@ -112,6 +119,8 @@ def log_artifact_list() -> None:
 def _own_run(name: str) -> Iterator[ActiveRun]:
     logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
     mlflow.set_system_metrics_sampling_interval(SAMPLING_SECONDS)
+    if not is_checked():
+        require_usable_server()
     with _opened_by_one():
         # With tags from the start, because a run without its process would stay RUNNING after a kill.
         tags = {STEP: name, PROCESS: process_tag()}

@@ -16,13 +16,17 @@ from urllib3.util import Retry
 
 from steps.records.errors import StepError
 from steps.safety.processes import closing
-from steps.safety.secrets import without_credentials
+from steps.safety.secrets import without_credentials, without_secrets
 
 # By the message, not the type: libraries in other languages and other processes pass on the message only. SQLite
 # reports "disk I/O error" if a file cannot grow.
 FULL = re.compile(
     "|".join([*map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)), "disk is full", "disk I/O error"])
 )
+
+
+DENIED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
+"""MLflow's codes for a user who may not do something."""
 
 
 @contextlib.contextmanager
@@ -57,6 +61,12 @@ def explanation(error: BaseException) -> str | None:
         fact = line if full.group() in line else f"{line}: {full.group()}"
         return f"{fact}: free some space, and give the same command again"
     store = without_credentials(mlflow.get_tracking_uri())
+    denied = next(
+        (cause for cause in causes if isinstance(cause, MlflowException) and cause.error_code in DENIED), None
+    )
+    if denied is not None:
+        answer = without_secrets(_one_line(denied))[:200]
+        return f"the tracking server {store} does not let this user do that ({answer}): give credentials that may write"
     refused = next((cause for cause in causes if isinstance(cause, requests.HTTPError)), None)
     if refused is not None:
         answer = without_credentials(_one_line(refused))
