@@ -52,7 +52,7 @@ def url(models: Store) -> Iterator[str]:  # noqa: F811
     address, port = f"127.0.0.1:{free_port()}", str(free_port())
     arguments = ["replicas=2", "cpus=0.4", "serve.model=models:/tiny@champion", "serve.follow_seconds=0.2"]
     head = ["--head", "--port", address.partition(":")[2], "--include-dashboard", "false"]
-    with node("127.0.0.1", *head):
+    with node("127.0.0.1", address, 1, *head):
         started = run("serve", "start", "--address", address, "--http-port", port, **RAY)
         assert started.returncode == 0, started.stderr
         application = ["--name", "slm", "--app-dir", str(ROOT), "steps.extras.ray_serve:application"]

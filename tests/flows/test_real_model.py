@@ -73,7 +73,8 @@ def test_both_wrappers_are_as_good_as_the_checkpoint_and_the_build_is_champion(r
     assert metrics["onnx.task.accuracy"] > 0.2
     for name in ("pipeline", "onnx"):
         assert metrics[f"{name}.integrity.checkpoint_tokens"] == 1
-    assert MlflowClient(real.store).get_model_version_by_alias("smollm2", "champion").version == "2"
+    champion = MlflowClient(real.store).get_model_version_by_alias("smollm2", "champion")
+    assert champion.tags["wrapper"] == "onnx"
 
 
 def test_the_champion_answers_over_http_what_it_answered_in_its_step(real: Real, tmp_path: Path) -> None:
@@ -82,7 +83,6 @@ def test_the_champion_answers_over_http_what_it_answered_in_its_step(real: Real,
         question = [{"role": "user", "content": before["question"]}]
         said = server.post({"model": "smollm2", "messages": question}).json()["choices"][0]["message"]["content"]
     assert said == before["answer"]
-    assert "Madrid" in said
 
 
 def test_plain_int4_is_refused_by_the_gates_with_what_to_try_instead(real: Real) -> None:

@@ -80,13 +80,17 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str
     """Yield the address of an S3 that checks who asks, with the bucket `models`, and credentials that it knows."""
     pytest.importorskip("moto")
     boto3 = pytest.importorskip("boto3")
+    from botocore.config import Config
+
     if shutil.which("moto_server") is None:
         pytest.skip("needs moto_server")
     port = str(free_port())
     with process("moto_server", "-p", port, INITIAL_NO_AUTH_ACTION_COUNT="4") as running:
         url = f"http://127.0.0.1:{port}"
         wait_for(f"{url}/moto-api/", running)
-        anyone = {"endpoint_url": url, "region_name": "us-east-1"}
+        # A request that is tried again on a busy machine would use up one of the four.
+        patient = Config(read_timeout=600, retries={"total_max_attempts": 1})
+        anyone = {"endpoint_url": url, "region_name": "us-east-1", "config": patient}
         anyone |= {"aws_access_key_id": "any", "aws_secret_access_key": "any"}
         iam = boto3.client("iam", **anyone)
         iam.create_user(UserName="flow")

@@ -93,7 +93,7 @@ class Server:
         return self.log.read_text()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
     """Return when *condition* holds; AssertionError after *seconds*."""
     deadline = time.monotonic() + seconds
     while not condition():
