@@ -65,6 +65,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     )
 
 
+class FailuresAtOnce:
+    """Prints a line as soon as a test fails; pytest itself prints the details when all have ended."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self.terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.terminal.ensure_newline()
+            reason = report.longreprtext.strip().splitlines()[-1:]
+            self.terminal.write_line(f"{report.nodeid} failed in {report.when}: {' '.join(reason)}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Print failures at once where pytest prints at all: not in the processes that pytest-xdist starts."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FailuresAtOnce(terminal))
+
+
 @pytest.fixture(autouse=True)
 def own_environment() -> Iterator[None]:
     """Put the environment back after each test: MLflow, and a step that ends, write into it for their children."""

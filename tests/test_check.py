@@ -11,4 +11,4 @@ def test_the_help_names_both_ways_and_their_minutes_and_checks_nothing() -> None
 
 
 def test_continuous_integration_runs_all_checks() -> None:
-    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec bash scripts/check"
+    assert (ROOT / ".ci" / "run").read_text().endswith(" bash scripts/check\n")

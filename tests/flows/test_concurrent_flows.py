@@ -12,12 +12,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.conftest import QUICK, ROOT
+from tests.conftest import FEW_QUESTIONS, ROOT
 from tests.servers import NO_JOBS, free_port, process, wait_for
 
 pytestmark = pytest.mark.slow
 
-LIGHT = ("evaluate.limit=60", "build_onnx_wrapper.max_tokens=32", *QUICK)
+LIGHT = ("build_onnx_wrapper.max_tokens=32", *FEW_QUESTIONS)
 
 
 def at_once(commands: list[list[str]], store: str) -> list[str]:

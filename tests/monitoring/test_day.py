@@ -74,7 +74,7 @@ def ask(server: Server, number: int = 200) -> None:
     bodies = [{"messages": each.messages, "max_tokens": 32, "stream": at % 4 == 0} for at, each in enumerate(examples)]
     with ThreadPoolExecutor(8) as pool:
         assert {response.status_code for response in pool.map(server.post, bodies)} == {200}
-    wait_until(lambda: server.metric("slm:traces_written_total") == before + number, 60)
+    wait_until(lambda: server.metric("slm:traces_written_total") == before + number)
 
 
 def monitor(*overrides: str, command: Sequence[str] = (sys.executable, "-m", "steps.monitor")) -> tuple[int, str, Run]:
@@ -101,7 +101,7 @@ def test_a_worse_version_is_noticed_and_rolled_back_and_the_server_follows(own: 
         assert {gate for gate, verdict in verdicts(watching).items() if verdict != "passed"} <= {"agreement"}
 
         bad = promote_by_force(tmp_path)
-        wait_until(lambda: f"Serving {MODEL}/{bad} in place of" in server.said(), 60)
+        wait_until(lambda: f"Serving {MODEL}/{bad} in place of" in server.said())
         ask(server)
         code, output, watching = monitor("monitor.rollback=true")
         assert code == 1, output
@@ -113,7 +113,7 @@ def test_a_worse_version_is_noticed_and_rolled_back_and_the_server_follows(own: 
         assert change.reason.startswith("rolled back by monitor: cut.difference")
         assert change.run_id == watching.info.run_id
 
-        wait_until(lambda: f"Serving {MODEL}/{good} in place of" in server.said(), 60)
+        wait_until(lambda: f"Serving {MODEL}/{good} in place of" in server.said())
         ask(server)
         code, output, watching = monitor("monitor.rollback=true", "monitor.limit=200")
         assert code == 0, output

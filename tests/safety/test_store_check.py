@@ -52,7 +52,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             ("2.0/mlflow/users/create", {"username": "writer", "password": PASSWORD}),
             ("3.0/mlflow/users/permissions/grant", may),
         ):
-            requests.post(f"{url}/api/{what}", json=body, auth=("admin", PASSWORD), timeout=60).raise_for_status()
+            requests.post(f"{url}/api/{what}", json=body, auth=("admin", PASSWORD), timeout=600).raise_for_status()
         yield url
 
 

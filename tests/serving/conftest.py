@@ -73,12 +73,12 @@ class Server:
 
     def post(self, body: Any, path: str = "/v1/chat/completions", **options: Any) -> httpx.Response:
         """Send *body* as JSON."""
-        return httpx.post(f"{self.url}{path}", json=body, timeout=60, **options)
+        return httpx.post(f"{self.url}{path}", json=body, timeout=600, **options)
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of the samples of the metric *name* that have *labels*."""
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        lines = httpx.get(f"{self.url}/metrics", timeout=600).text.splitlines()
         samples = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
         return sum(float(line.rpartition(" ")[2]) for line in samples if all(label in line for label in wanted))
 
@@ -93,7 +93,7 @@ class Server:
         return self.log.read_text()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 600) -> None:
     """Return when *condition* holds; AssertionError after *seconds*."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -109,7 +109,7 @@ def serving(store: Store, log: Path, *overrides: str, **environment: str) -> Ite
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, text=True)
     try:
-        wait_until(lambda: "Serving " in log.read_text() or process.poll() is not None, 120)
+        wait_until(lambda: "Serving " in log.read_text() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         url = log.read_text().partition("Serving ")[2].split()[2]
         yield Server(url, process, log)

@@ -52,14 +52,14 @@ def site(folder: Path, first: str, second: str) -> Iterator[str]:
 
 def is_up(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/metrics").status_code == 404
+        return httpx.get(f"{url}/metrics", timeout=600).status_code == 404
     except httpx.TransportError:
         return False
 
 
 def ask(url: str) -> int:
     body = {"messages": QUESTION, "max_tokens": 8}
-    return httpx.post(f"{url}/v1/chat/completions", json=body, headers=KEY, timeout=60).status_code
+    return httpx.post(f"{url}/v1/chat/completions", json=body, headers=KEY, timeout=600).status_code
 
 
 @pytest.fixture
@@ -93,13 +93,13 @@ def test_a_replica_without_a_model_gets_few_requests_and_none_is_lost(
 
 def test_a_stream_arrives_in_pieces_under_the_servers_key(replica: Server, tmp_path: Path) -> None:
     with site(tmp_path, replica.url, replica.url) as url:
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json=LONG, headers=KEY, timeout=60) as stream:
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=LONG, headers=KEY, timeout=600) as stream:
             assert stream.headers["content-type"].startswith("text/event-stream")
             assert stream.headers["transfer-encoding"] == "chunked"
             assert sum(1 for _ in stream.iter_raw()) > 1
-        assert httpx.get(f"{url}/v1/models").status_code == 401
-        assert httpx.get(f"{url}/metrics", headers=KEY).status_code == 404  # it would be one replica's
-        assert httpx.get(f"{replica.url}/metrics", headers=KEY).status_code == 200
+        assert httpx.get(f"{url}/v1/models", timeout=600).status_code == 401
+        assert httpx.get(f"{url}/metrics", headers=KEY, timeout=600).status_code == 404  # it would be one replica's
+        assert httpx.get(f"{replica.url}/metrics", headers=KEY, timeout=600).status_code == 200
 
 
 def test_when_a_replica_ends_no_request_is_lost(models: Store, replica: Server, tmp_path: Path) -> None:

@@ -31,5 +31,5 @@ def test_the_page_shows_an_error_in_words(server: Server) -> None:
 
 
 def test_the_page_asks_nothing_of_the_network(server: Server) -> None:
-    page = httpx.get(f"{server.url}/").text
+    page = httpx.get(f"{server.url}/", timeout=600).text
     assert not re.findall(r"https?://|src=|href=(?!\"data:)|@import", page)

@@ -38,7 +38,7 @@ def test_another_champion_takes_over_and_no_request_is_lost(models: Store, tmp_p
             client.start()
         for version in (2, 1):
             models.point(version)
-            wait_until(lambda version=version: f"tiny/{version}" in versions[-4:], 120)
+            wait_until(lambda version=version: f"tiny/{version}" in versions[-4:])
         stop.set()
         for client in clients:
             client.join()

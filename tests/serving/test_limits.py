@@ -38,12 +38,16 @@ def test_whoever_has_another_key_or_none_is_not(server: Server) -> None:
     with pytest.raises(openai.AuthenticationError, match="the key is missing or wrong"):
         server.client(api_key="another").models.list()
     for path in ("/v1/models", "/metrics", "/version", "/openapi.json", "/nowhere"):
-        assert httpx.get(f"{server.url}{path}").status_code == 401
-    assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": b"Bearer \xe9"}).status_code == 401
+        assert httpx.get(f"{server.url}{path}", timeout=600).status_code == 401
+    assert (
+        httpx.get(f"{server.url}/v1/models", headers={"Authorization": b"Bearer \xe9"}, timeout=600).status_code == 401
+    )
 
 
 def test_the_page_and_what_a_balancer_asks_need_no_key(server: Server) -> None:
-    assert [httpx.get(f"{server.url}{path}").status_code for path in ("/", "/health", "/ready")] == [200] * 3
+    assert [httpx.get(f"{server.url}{path}", timeout=600).status_code for path in ("/", "/health", "/ready")] == [
+        200
+    ] * 3
 
 
 def test_an_answer_that_takes_too_long_is_given_up(server: Server) -> None:

@@ -16,4 +16,4 @@ def test_generated_requests_get_what_the_description_says(server: Server, tmp_pa
     options = ["--max-examples=15", f"--checks={CHECKS}", "--phases=examples,fuzzing", "--seed=1", "--no-color"]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert httpx.get(f"{server.url}/health", timeout=600).status_code == 200

@@ -51,7 +51,7 @@ def test_a_stream_that_is_left_in_the_middle_is_cancelled(server: Server) -> Non
     before = server.metric("vllm:request_success_total", finished_reason="abort")
     url, body = f"{server.url}/v1/chat/completions", {**MANY, "stream": True, "max_tokens": 450}
     for _ in range(5):  # on a busy machine the answer may be complete before its first line is read here
-        with httpx.stream("POST", url, json=body, timeout=60) as response:
+        with httpx.stream("POST", url, json=body, timeout=600) as response:
             lines = response.iter_lines()
             assert next(lines)
             server.engine().send_signal(signal.SIGSTOP)  # so that it has not finished when the client is gone
@@ -69,7 +69,7 @@ def test_more_than_may_wait_are_sent_away_and_health_answers_meanwhile(server: S
             wait_until(lambda: unfinished(server) == 16)
             refused = server.post({"messages": QUESTION})
             began = time.monotonic()
-            assert httpx.get(f"{server.url}/health").status_code == 200
+            assert httpx.get(f"{server.url}/health", timeout=600).status_code == 200
             assert time.monotonic() - began < 1
         assert [each.result().status_code for each in asked] == [200, 200]
     assert refused.status_code == 429
@@ -91,7 +91,7 @@ def test_an_engine_that_dies_costs_its_requests_and_no_others(server: Server) ->
 
 def test_a_stream_whose_engine_dies_ends_with_an_error(server: Server) -> None:
     url, body = f"{server.url}/v1/chat/completions", {**MANY, "stream": True}
-    with httpx.stream("POST", url, json=body, timeout=60) as response:
+    with httpx.stream("POST", url, json=body, timeout=600) as response:
         lines = response.iter_lines()
         assert next(lines)
         server.engine().send_signal(signal.SIGSTOP)
@@ -116,7 +116,7 @@ def test_a_stream_whose_engine_dies_ends_with_an_error(server: Server) -> None:
 )
 def test_a_body_that_is_no_request_is_refused(server: Server, body: bytes, status: int, code: str) -> None:
     headers = {"content-type": "application/json"}
-    response = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=headers)
+    response = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=headers, timeout=600)
     assert response.status_code == status
     assert response.json()["error"]["code"] == code
 
@@ -125,7 +125,7 @@ def test_a_large_body_in_chunks_is_refused_before_its_end(server: Server) -> Non
     headers = {"content-type": "application/json"}
     chunks = (b" " * 65536 for _ in range(64))
     with contextlib.suppress(httpx.WriteError):
-        response = httpx.post(f"{server.url}/v1/completions", content=chunks, headers=headers)
+        response = httpx.post(f"{server.url}/v1/completions", content=chunks, headers=headers, timeout=600)
         assert response.status_code == 413
 
 
@@ -134,7 +134,9 @@ def test_a_large_body_in_chunks_is_refused_before_its_end(server: Server) -> Non
 )
 def test_a_page_of_another_site_cannot_have_the_engine_compute(server: Server, headers: dict, status: int) -> None:
     headers = {"content-type": "application/json"} | headers
-    response = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": QUESTION}, headers=headers)
+    response = httpx.post(
+        f"{server.url}/v1/chat/completions", json={"messages": QUESTION}, headers=headers, timeout=600
+    )
     assert response.status_code == status
     assert "access-control-allow-origin" not in response.headers
 
@@ -143,7 +145,7 @@ def test_a_page_of_another_site_cannot_have_the_engine_compute(server: Server, h
 def test_a_path_that_is_not_there_has_an_error_in_the_same_shape(
     server: Server, method: str, path: str, status: int
 ) -> None:
-    response = httpx.request(method, f"{server.url}{path}")
+    response = httpx.request(method, f"{server.url}{path}", timeout=600)
     assert response.status_code == status
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
@@ -199,7 +201,7 @@ def test_answers_that_outlast_the_grace_are_given_up(models: Store, tmp_path: Pa
 
 def listens(server: Server) -> bool:
     try:
-        httpx.get(f"{server.url}/health")
+        httpx.get(f"{server.url}/health", timeout=600)
     except httpx.TransportError:  # refused, or closed while it shuts down
         return False
     return True

@@ -27,7 +27,7 @@ def digests(folder: Path) -> dict[str, str]:
 def run(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run one of tests/programs to its end."""
     command = [sys.executable, "-m", f"tests.programs.{program}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_threads_get_their_own_answers(chat: Any) -> None:

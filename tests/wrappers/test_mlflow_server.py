@@ -52,7 +52,7 @@ def test_a_server_answers_ping_while_it_generates(server: str, chat: Any) -> Non
             answer = pool.submit(urllib.request.urlopen, urllib.request.Request(server, body, headers))
             while not engine.unfinished and not answer.done():
                 time.sleep(0.001)
-            with urllib.request.urlopen(server.replace("invocations", "ping"), timeout=60) as response:
+            with urllib.request.urlopen(server.replace("invocations", "ping"), timeout=600) as response:
                 assert response.status == 200
             assert not answer.done()
         assert answer.result().status == 200
