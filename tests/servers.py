@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import urlopen
 
 NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -60,9 +59,9 @@ def wait_for(url: str, server: "subprocess.Popen[bytes]") -> None:
     """Return when *url* answers; AssertionError when *server* ends first."""
     while server.poll() is None:
         try:
-            with urlopen(url):
+            with urlopen(url, timeout=60):
                 return
-        except (URLError, ConnectionError):
+        except OSError:  # not up yet
             time.sleep(0.2)
     msg = f"the server ended with {server.returncode}"
     raise AssertionError(msg)

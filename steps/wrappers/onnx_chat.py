@@ -13,7 +13,7 @@ import mlflow
 
 logged = Path(__file__).with_name("artifacts") / "wrapper"
 folder = logged if logged.is_dir() else Path(__file__).with_name("onnx")
-files = sorted(folder.glob("*.py"))
+files = sorted(folder.rglob("*.py"))
 content = hashlib.sha256(b"".join([str(folder.resolve()).encode(), *(file.read_bytes() for file in files)]))
 name = f"onnx_wrapper_{content.hexdigest()[:16]}"
 spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")

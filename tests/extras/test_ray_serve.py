@@ -10,7 +10,7 @@ import pytest
 from steps.records.errors import ConfigError
 from tests.conftest import ROOT, run
 from tests.servers import free_port, process
-from tests.serving.conftest import QUESTION, Store, models, wait_until  # noqa: F401  models is a fixture
+from tests.serving.conftest import QUESTION, Store, models, registered, wait_until  # noqa: F401  fixtures
 
 from .test_sweep_on_ray import RAY, node
 

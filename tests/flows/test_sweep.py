@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from steps.config.schema import STEPS
-from tests.conftest import FEW_QUESTIONS, QUICK, ROOT, run
+from tests.conftest import FEW_QUESTIONS, ROOT, run
 from tests.marked_processes import Started
 from tests.shared_flow import Flow
 
@@ -48,10 +48,13 @@ def swept(flow: Flow, tmp_path_factory: pytest.TempPathFactory) -> Swept:
         "build_onnx_wrapper.block_size=32,128",
         "build_pipeline_wrapper.dtype=auto,float1",
         "fetch_model.log_files_mb=9",
-        "evaluate.limit=60",
-        *QUICK,
     ]
-    parameters += [f"overrides={shlex.quote(gate)}", "sweep.jobs=2", "sweep.register=true", "register.name=swept"]
+    parameters += [
+        f"overrides={shlex.join([gate, *FEW_QUESTIONS])}",
+        "sweep.jobs=2",
+        "sweep.register=true",
+        "register.name=swept",
+    ]
     done = run(*sweep_command(*parameters), cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")

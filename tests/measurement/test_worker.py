@@ -21,7 +21,7 @@ from steps.logged_models.language_model import OnnxModel
 from steps.logged_models.process import Candidate, candidate
 from steps.measurement.measure import Measurements, ask_in_turns, measure_fidelity, time_in_turns
 from steps.measurement.worker import peak_memory
-from steps.wrappers.onnx.prefix_cache import BLOCK_SIZE, common_prefix
+from steps.wrappers.onnx.engine.prefix_cache import BLOCK_SIZE, common_prefix
 from tests.conftest import PROGRAMS, TINY, examples_of, run
 
 pytestmark = pytest.mark.slow

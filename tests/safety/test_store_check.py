@@ -61,10 +61,11 @@ def mlflow_2() -> Path:
     """Return an environment with MLflow 2, made once on this machine."""
     folder = Path(tempfile.gettempdir()) / "slm-project-mlflow-2.22.5"
     if not (folder / "bin" / "mlflow").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        installed = subprocess.run([folder / "bin" / "pip", "install", "--quiet", *MLFLOW_2], check=False)
-        if installed.returncode:
-            pytest.skip("pip cannot get MLflow 2 here")
+        uv = Path(sys.executable).with_name("uv")
+        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True)
+        python = ("--python", folder / "bin" / "python")
+        if subprocess.run([uv, "pip", "install", "--quiet", *python, *MLFLOW_2], check=False).returncode:
+            pytest.skip("uv cannot get MLflow 2 here")
     return folder
 
 

@@ -1,6 +1,7 @@
 """A registered model in a store of its own, and servers for it as `mlflow run . -e serve` starts them."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -40,8 +41,8 @@ class Store:
 
 
 @pytest.fixture(scope="session")
-def models(fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Return the registry that the servers of these tests serve from."""
+def registered(fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the database of the registry; read only."""
     folder = tmp_path_factory.mktemp("serving")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/store.db")
@@ -56,7 +57,13 @@ def models(fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
                 client.create_registered_model(name)
             client.create_model_version(name, uri, model_id=uri.removeprefix("models:/"))
         client.set_registered_model_alias("tiny", "champion", "1")
-    return Store(f"sqlite:///{folder}/store.db")
+    return folder / "store.db"
+
+
+@pytest.fixture(scope="module")
+def models(registered: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Return the registry that the servers of a file's tests serve from: its aliases and traces are its own."""
+    return Store(f"sqlite:///{shutil.copy(registered, tmp_path_factory.mktemp('registry'))}")
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,9 @@ class Server:
         return sum(float(line.rpartition(" ")[2]) for line in samples if all(label in line for label in wanted))
 
     def engine(self) -> psutil.Process:
-        """Return the engine's process. The other one writes traces."""
+        """Return the engine's process. The others write traces, or have only just begun."""
         children = psutil.Process(self.process.pid).children()
-        (engine,) = [each for each in children if "steps.serving.trace_writer" not in each.cmdline()]
+        (engine,) = [each for each in children if any(word.endswith("/engine/__main__.py") for word in each.cmdline())]
         return engine
 
     def said(self) -> str:

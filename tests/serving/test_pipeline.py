@@ -1,6 +1,5 @@
 """The pipeline wrapper behind the same API."""
 
-import time
 from collections.abc import Iterator
 
 import httpx
@@ -41,8 +40,7 @@ def test_it_refuses_what_it_cannot_and_what_the_onnx_wrapper_refuses(server: Ser
 def test_a_client_that_hangs_up_stops_it(server: Server) -> None:
     body = {"messages": QUESTION, "temperature": 2, "n": 16, "max_tokens": 400}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.5)
-    began = time.monotonic()
+        httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=httpx.Timeout(600, read=0.1))
     assert server.post({"messages": QUESTION}).status_code == 200
-    assert time.monotonic() - began < 5
     wait_until(lambda: server.metric("vllm:num_requests_running") == 0)
+    assert server.metric("vllm:request_success_total", finished_reason="abort") > 0

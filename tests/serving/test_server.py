@@ -41,7 +41,7 @@ def in_engine(server: Server) -> float:
 def test_a_client_that_hangs_up_leaves_nothing_in_the_engine(server: Server, stream: bool) -> None:
     before = server.metric("vllm:request_success_total", finished_reason="abort")
     with halted(server), pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/chat/completions", json={**MANY, "stream": stream}, timeout=1)
+        httpx.post(f"{server.url}/v1/chat/completions", json={**MANY, "stream": stream}, timeout=5)
     wait_until(lambda: unfinished(server) == 0 and in_engine(server) == 0)
     assert server.metric("vllm:request_success_total", finished_reason="abort") == before + 8
     assert server.post({"messages": QUESTION}).status_code == 200

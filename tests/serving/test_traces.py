@@ -113,7 +113,7 @@ def test_clients_that_go_away_and_an_engine_that_dies_are_told_apart(models: Sto
     with serving(models, tmp_path / "log", "serve.model=models:/tiny/2") as server:
         server.engine().suspend()
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{server.url}/v1/chat/completions", json={"messages": QUESTION}, timeout=1)
+            httpx.post(f"{server.url}/v1/chat/completions", json={"messages": QUESTION}, timeout=5)
         wait_until(lambda: server.metric("slm:answers_unfinished") == 0)
         with ThreadPoolExecutor() as pool:
             lost = pool.submit(server.post, {"messages": QUESTION})

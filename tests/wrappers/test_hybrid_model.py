@@ -8,9 +8,9 @@ import pytest
 from steps.checkpoint.onnx_export import build_onnx
 from steps.config.schema import ExecutionProvider
 from steps.records.onnx_recipes import Recipe
-from steps.wrappers.onnx.og_model import OgModel
-from steps.wrappers.onnx.scheduler import Scheduler
-from steps.wrappers.onnx.sequence import Sequence
+from steps.wrappers.onnx.engine.og_model import OgModel
+from steps.wrappers.onnx.engine.scheduler import Scheduler
+from steps.wrappers.onnx.engine.sequence import Sequence
 
 from .conftest import llama_tokenizer, save_tokenizer
 

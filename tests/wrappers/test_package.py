@@ -8,7 +8,7 @@ from typing import Any
 
 import mlflow
 
-from steps.wrappers.onnx import __main__ as engine
+from steps.wrappers.onnx.engine import __main__ as engine
 from tests.conftest import ROOT
 
 from .asking import ask, text_of
@@ -28,7 +28,7 @@ def copied(logged: str, folder: Path, old: str, new: str) -> Any:
 
 def test_a_logged_model_has_its_package_of_code_and_no_pickle(logged: dict[str, str]) -> None:
     files = [path.relative_to(logged["chat"]) for path in Path(logged["chat"]).rglob("*") if path.is_file()]
-    package = {f"artifacts/wrapper/{path.name}" for path in PACKAGE.glob("*.py")}
+    package = {f"artifacts/wrapper/{path.relative_to(PACKAGE)}" for path in PACKAGE.rglob("*.py")}
     assert {str(file) for file in files if file.suffix in (".py", ".pkl")} == {"onnx_chat.py", *package}
 
 
@@ -59,7 +59,7 @@ def test_importing_the_package_registers_nothing() -> None:
 
 
 def test_the_package_imports_nothing_of_ours_outside_itself() -> None:
-    for file in PACKAGE.glob("*.py"):
+    for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 1 or (node.level == 0 and not str(node.module).startswith("steps")), file

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steps.wrappers.onnx.sampling import sampled
-from steps.wrappers.onnx.sequence import Sequence
+from steps.wrappers.onnx.engine.sampling import sampled
+from steps.wrappers.onnx.engine.sequence import Sequence
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ import pytest
 
 from steps.checkpoint.onnx_export import build_onnx, recipe_of
 from steps.config.command_line import compose_config
-from steps.wrappers.onnx import scheduler as scheduler_module
-from steps.wrappers.onnx.og_model import OgModel
-from steps.wrappers.onnx.prefix_cache import BLOCK_SIZE
-from steps.wrappers.onnx.scheduler import Scheduler
-from steps.wrappers.onnx.sequence import Sequence
+from steps.wrappers.onnx.engine import scheduler as scheduler_module
+from steps.wrappers.onnx.engine.og_model import OgModel
+from steps.wrappers.onnx.engine.prefix_cache import BLOCK_SIZE
+from steps.wrappers.onnx.engine.scheduler import Scheduler
+from steps.wrappers.onnx.engine.sequence import Sequence
 from tests.conftest import ROOT
 
 IDS = count()

@@ -1,6 +1,6 @@
 """The ONNX wrapper, which travels inside the logged model: a language model that answers Chat Completions.
 
-A request passes these files in this order. The first seven run in the server's process, the rest in the engine's:
+A request passes these files in this order:
 
     model.py          what MLflow calls: rows in, answers or chunks out
     signatures.py     the signatures of interface=chat and interface=prompt
@@ -10,17 +10,10 @@ A request passes these files in this order. The first seven run in the server's 
     output.py         request output: token ids in, text out, until a stop string, an end token or the limit
     detokenizer.py    token ids to text, one at a time
     engine_client.py  starts the engine, sends requests to it, receives tokens from it
-
-    __main__.py       the engine: a process of its own, messages in and out
-    scheduler.py      which sequences share a batch, and which batch takes the next step
-    sequence.py       a prompt that is being continued; a batch of them
-    prefix_cache.py   KV caches of finished sequences, for prompts that begin alike
-    og_model.py       the model's folder, loaded by onnxruntime-genai ("og")
-    stats.py          what the scheduler is doing, in numbers
-    sampling.py       temperature, top_k and top_p
+    engine/           the engine, a program of its own
 
     cpus.py           how many CPUs a process may use
 
 It imports nothing of this project outside itself, neither torch nor transformers, and importing it registers nothing.
-The engine imports neither MLflow nor pandas, so this file has to stay empty.
+This file has to stay empty; `onnx_chat.py` says why.
 """

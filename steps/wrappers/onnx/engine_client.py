@@ -21,7 +21,7 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from . import __main__ as engine
+from .engine import __main__ as engine
 from .output import RequestOutput
 
 CLOSED = "this model was closed: load it again"

@@ -1,7 +1,7 @@
-"""The engine: a process of its own, in which onnxruntime-genai ("og") runs. Token ids in, token ids out.
+"""The program: a process of its own, in which onnxruntime-genai ("og") runs.
 
-`engine_client` starts this file as a program. It ends with the process that started it. Messages are JSON, over one
-connection:
+The wrapper's `engine_client` starts this file. The program ends with the process that started it. Messages are JSON,
+over one connection:
 
     to the engine    {"add": [fields of a Sequence, ...]}    {"drop": [id, ...]}
     from the engine  {"ready": true} or {"failed": why}, once; then
@@ -23,7 +23,7 @@ from pathlib import Path
 if not __package__:
     # Started as a file, this module has no package to import from (PEP 366). sys.path stays as it is: the files beside
     # this one must not hide installed modules.
-    __package__ = "onnx_wrapper"
+    __package__ = "onnx_engine"
     _spec = importlib.util.spec_from_file_location(__package__, Path(__file__).with_name("__init__.py"))
     assert _spec
     sys.modules[__package__] = importlib.util.module_from_spec(_spec)

@@ -1,0 +1,12 @@
+"""The engine: the program in which onnxruntime-genai ("og") continues sequences. Token ids in, token ids out.
+
+    __main__.py      the program: messages in and out
+    scheduler.py     which sequences share a batch, and which batch takes the next step
+    sequence.py      a prompt that is being continued; a batch of them
+    prefix_cache.py  KV caches of finished sequences, for prompts that begin alike
+    og_model.py      the model's folder, loaded by og
+    sampling.py      temperature, top_k and top_p
+    stats.py         what the scheduler is doing, in numbers
+
+It imports neither MLflow nor pandas, so this file has to stay empty.
+"""
