@@ -16,6 +16,8 @@ from steps.records.errors import StepError
 from steps.records.onnx_recipes import Recipe, builder_arguments
 from tests.families import FAMILIES, logits_of, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 TOKENS = list(range(3, 300, 7))
 
 

@@ -4,10 +4,13 @@ import json
 import re
 
 import httpx
+import pytest
 
 from tests.conftest import program
 
 from .conftest import ANSWER, Server
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_page_shows_an_answer_as_it_comes_with_its_version(server: Server) -> None:

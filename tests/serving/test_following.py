@@ -15,6 +15,8 @@ from steps.serving.models import Models, Served, find
 
 from .conftest import ANSWER, QUESTION, Server, Store, serving, wait_until
 
+pytestmark = pytest.mark.slow
+
 FAST = "serve.follow_seconds=0.2"
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from .conftest import ANSWER, QUESTION, Server, Store, serving, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(models: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

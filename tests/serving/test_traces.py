@@ -19,6 +19,8 @@ from tests.servers import free_port, process, wait_for
 
 from .conftest import ANSWER, QUESTION, Server, Store, serving, wait_until
 
+pytestmark = pytest.mark.slow
+
 SPANISH = [{"role": "user", "content": "Какая столица Испании?"}]
 
 
@@ -132,7 +134,6 @@ def test_no_trace_is_kept_of_a_share_of_zero(models: Store, tmp_path: Path) -> N
     assert [trace for trace in traces_of(models.uri) if trace.info.tags["version"] == "1"] == []
 
 
-@pytest.mark.slow
 def test_a_store_that_goes_away_costs_traces_and_no_answers(models: Store, tmp_path: Path) -> None:
     port = str(free_port())
     command = ["mlflow", "server", "--backend-store-uri", models.uri, "--workers", "1", "--port", port]
