@@ -2,8 +2,8 @@
 
 onnxruntime-genai builds the ONNX model in a process of its own, so that its memory is given back. It follows the recipe
 of the configuration, or, with onnx=auto, the first of several that keeps evaluate's fidelity gates. The step logs the
-wrapper with it (`steps/wrappers/onnx_chat.py` as code, the package `steps/wrappers/onnx` as an artifact), loads the
-logged model, and has it answer a question.
+ONNX model with its wrapper (`steps/wrappers/onnx_chat.py` as code, the package `steps/wrappers/onnx` as an artifact),
+loads the logged model, and has it answer a question.
 """
 
 import json
@@ -43,13 +43,13 @@ def run(config: Config, inputs: Inputs) -> Outputs:
         onnx = Path(work) / "onnx"
         if options.repo_id is None:
             snapshot = stack.enter_context(present(inputs["fetch_model"]))
-            require_buildable(snapshot)  # fetch_model does not ask when it fetches for a prebuilt model
+            require_buildable(snapshot)  # fetch_model skips this check when it fetches for a prebuilt model
             log = Path(work) / BUILDER_LOG
             try:
                 if options.ladder is None:
                     build_onnx(snapshot, onnx, recipe_of(options), options.execution_provider, log)
                 else:
-                    # Here, where it is needed: a build by a named recipe does not depend on how fidelity is measured.
+                    # Imported only here: a build by a named recipe does not depend on how fidelity is measured.
                     from steps.ladder.climb import climb
 
                     snapshot_digest = inputs["fetch_model"].data.tags[DIGEST]
@@ -72,12 +72,12 @@ def run(config: Config, inputs: Inputs) -> Outputs:
 
 
 def fetch_prebuilt(output: Path, options: BuildOnnxWrapper, *, offline: bool) -> None:
-    """Write the ONNX folder that somebody else built, from the hub, to *output*; log its manifest. Raises StepError."""
+    """Download a prebuilt ONNX folder from the hub to *output*, and log its manifest. Raises StepError."""
     repository, revision, folder = str(options.repo_id), str(options.revision), str(options.folder)
     manifest, snapshot = fetch_onnx(repository, revision, folder, offline=offline)
     require_runnable(snapshot / folder)
     mlflow.log_text(manifest.to_json(), MANIFEST)
-    # The cache holds links, out of the folder: MLflow refuses to log those.
+    # Copied, because the cache holds links that lead out of the folder, and MLflow refuses to log those.
     shutil.copytree(snapshot / folder, output)
 
 
@@ -96,7 +96,7 @@ def log_wrapper(folder: Path, model_name: str, question: str, options: BuildOnnx
     chat = options.interface is Interface.chat
     runtime = locked("onnxruntime-genai", "onnxruntime")
     if options.execution_provider is ExecutionProvider.cuda:
-        # It brings onnxruntime-gpu, which the lock lacks; onnxruntime itself must not lie beside that.
+        # This package installs onnxruntime-gpu, which the lock lacks. onnxruntime must not be installed beside it.
         runtime = [runtime[0].replace("onnxruntime-genai", "onnxruntime-genai-cuda")]
     with copied_wrapper() as package:
         info = mlflow.pyfunc.log_model(

@@ -1,7 +1,7 @@
 """build_pipeline_wrapper: reads the snapshot of fetch_model; writes a model of MLflow's transformers flavour.
 
-Task llm/v1/chat: Chat Completions in and out. It is logged by path, so that the weights are copied and not loaded, and
-loaded afterwards to answer a question before the step is done.
+Task llm/v1/chat: Chat Completions in and out. It is logged by path, so that the weights are copied, not loaded. Then
+the step loads the logged model, and has it answer a question.
 """
 
 import json
@@ -25,7 +25,7 @@ def run(config: Config, inputs: Inputs) -> Outputs:
     with present(inputs["fetch_model"]) as snapshot:
         if asked := not_applied(snapshot):
             said = ", ".join(f"{key}={value}" for key, value in asked.items())
-            print(f"generation_config.json asks for {said}: not applied, answers are greedy unless a request samples")
+            print(f"generation_config.json asks for {said}: not applied; answers are greedy unless a request samples")
         with only_needed(snapshot) as folder:
             uri = log_pipeline(folder, config.question, config.build_pipeline_wrapper)
         mlflow.set_tag(END_TOKENS, json.dumps(end_tokens(snapshot)))
@@ -43,8 +43,8 @@ def log_pipeline(folder: Path, question: str, options: BuildPipelineWrapper) -> 
         name="pipeline",
         task="llm/v1/chat",
         torch_dtype=None if options.dtype == "auto" else options.dtype,
-        # MLflow renders the chat template and has the result tokenised as any text: a tokenizer that puts a BOS token
-        # before texts, as those of Llama and Mistral do, would add a second one to the template's own.
+        # MLflow renders the chat template and tokenises the result like any text. A tokenizer that puts a BOS token
+        # before every text, as those of Llama and Mistral do, would add a second one to the template's own.
         model_config={
             "max_new_tokens": options.max_new_tokens,
             "do_sample": False,

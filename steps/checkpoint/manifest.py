@@ -1,4 +1,4 @@
-"""What belongs to a snapshot, the files of a checkpoint at one revision, and the manifest that states it."""
+"""A snapshot, which is the files of a checkpoint at one revision, and the manifest that lists these files."""
 
 import json
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ FILES = "snapshot/files"
 """Where a run keeps the manifest, and the files of a small snapshot."""
 
 PAPERS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
-"""The card and the licence of a model, by which it may be passed on."""
+"""The model card and the licence files: they state under what terms the model may be passed on."""
 
 INDEX = "model.safetensors.index.json"
 """The file that says which of several files holds which weight."""
 
 NEEDED = (
-    # Not *.safetensors: a repository may hold the same weights a second time, in a layout of its maker's.
+    # Not *.safetensors: a repository may hold the same weights a second time, in its maker's own layout.
     "model*.safetensors",
     INDEX,
     "config.json",
@@ -78,18 +78,18 @@ def needed_files(folder: Path) -> list[Path]:
 FOREIGN = {
     "adapter_config.json": "it is a LoRA adapter: merge it into its base with merge_and_unload(), and save that",
     "*.gguf": "it holds GGUF, which llama.cpp runs: choose the checkpoint in safetensors that it was made from",
-    "genai_config.json": "it is ONNX already: name its repository with -P onnx=prebuilt, its checkpoint as model",
+    "genai_config.json": "it is ONNX already: name its repository with -P onnx=prebuilt, and its checkpoint as model",
     "*.onnx": "it holds ONNX: choose the checkpoint in safetensors that it was made from",
     "*.bin": "it holds weights in *.bin: load them and save_pretrained(safe_serialization=True)",
     "*.pt": "it holds weights as a pickle: load them and save_pretrained(safe_serialization=True)",
     "*.pth": "it holds weights as a pickle: load them and save_pretrained(safe_serialization=True)",
     "*.safetensors": "its safetensors are named otherwise: load them and save_pretrained",
 }
-"""What may be there instead of model*.safetensors, by the name of its files, and what to do about it."""
+"""By file pattern: what a folder or repository without model*.safetensors holds instead, and the remedy."""
 
 
 def instead_of_weights(paths: Iterable[str]) -> str:
-    """Return what a folder or repository with *paths*, and without model*.safetensors, is, and the remedy."""
+    """Return what a folder or repository without model*.safetensors holds instead, by its *paths*, and the remedy."""
     found = [PurePosixPath(path) for path in paths]
     for pattern, remedy in FOREIGN.items():
         if any(len(path.parts) == 1 and path.match(pattern) for path in found):

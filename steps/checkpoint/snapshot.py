@@ -1,4 +1,4 @@
-"""A snapshot made present again: weights are not copied from step to step, they travel by their manifest."""
+"""Finds a snapshot's files again by their manifest, because weights are not copied from step to step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +18,9 @@ from steps.records.errors import StepError
 def present(fetch: Run) -> Iterator[Path]:
     """Yield a folder that holds the files of the manifest that the fetch_model run *fetch* logged.
 
-    The files are the run's own artifacts where it logged them; otherwise they are in the folder it read, or in the
-    hub's cache, where what is missing or has changed is downloaded again, at the commit of the manifest. Raises
-    StepError when they are nowhere to be had, or are not those of the manifest.
+    If the run logged the files, they are its artifacts. Otherwise they are in the folder that it read, or in the hub's
+    cache. A cached file that is missing or has changed is downloaded again, at the commit of the manifest. Raises
+    StepError when the files cannot be found, or are not those of the manifest.
     """
     manifest = Manifest.from_json(mlflow.artifacts.load_text(f"{fetch.info.artifact_uri}/{MANIFEST}"))
     logged = mlflow.artifacts.list_artifacts(run_id=fetch.info.run_id, artifact_path="snapshot")

@@ -15,10 +15,10 @@ Predict = Callable[[dict[str, Any]], Mapping[str, Any]]
 """A candidate: from a Chat Completions request to its response."""
 
 PredictTogether = Callable[[Sequence[list[dict[str, str]]], Mapping[str, Any]], Sequence[Mapping[str, Any]]]
-"""A candidate that computes several chats as one batch, all with the same options: from these to their responses."""
+"""A candidate that computes several chats as one batch: from the chats, and the options of all, to their responses."""
 
 Likelihoods = Callable[[Example], dict[str, float]]
-"""A candidate as one that chooses: from an example to the log-probability of each of its choices."""
+"""A candidate that answers multiple choice: from an example to the log-probability of each of its choices."""
 
 OnAnswer = Callable[[int, int], None]
 """Called after every answer with how many are done and how many there are."""
@@ -31,8 +31,8 @@ MOST_TOGETHER, TOGETHER_TOKENS = 32, 4_096
 class Answer:
     """A candidate's answer to one example; no text when *error* is set.
 
-    *seconds* of wall time, or None where it was computed together with others. The numbers of tokens are those that the
-    candidate reported, if it did. For a multiple choice, *text* is the choice taken and *likelihoods* has the
+    *seconds* is wall time, or None if the answer was computed in a batch. The numbers of tokens are those that the
+    candidate reported, or None. For a multiple choice, *text* is the choice taken and *likelihoods* has the
     log-probability of each, in nats.
     """
 
@@ -60,7 +60,7 @@ def ask_one(
     started = time.perf_counter()
     try:
         if example.scorer in CHOOSING:
-            assert likelihoods is not None, "a multiple choice is asked of a model that shows its likelihoods"
+            assert likelihoods is not None, "a multiple choice needs a model that shows its likelihoods"
             found = likelihoods(example)
             seconds = time.perf_counter() - started
             return Answer(example.id, likeliest(found, example.scorer), None, seconds, likelihoods=found)
@@ -89,7 +89,7 @@ def ask_together(predict: PredictTogether, examples: Sequence[Example], options:
 def batches(examples: Sequence[Example], max_tokens: int) -> list[list[Example]]:
     """Return *examples*, the shortest first, in batches of at most MOST_TOGETHER examples and TOGETHER_TOKENS tokens.
 
-    In this order little is padded. A character counts as a token: too many in most languages, and never too few.
+    This order needs little padding. Each character counts as one token, which is too many for most texts.
     """
 
     def tokens(example: Example) -> int:

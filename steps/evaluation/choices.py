@@ -58,9 +58,9 @@ def log_probability(logits: npt.NDArray[np.float32], tokens: Sequence[int], star
 
 
 def likeliest(likelihoods: Mapping[str, float], scorer: str) -> str:
-    """Return the choice with the highest log-probability; with `choice_norm`, with the highest for each byte of UTF-8.
+    """Return the choice with the highest log-probability; with `choice_norm`, the highest per byte of UTF-8.
 
-    The sum favours short choices, the mean does not. Of equals the first is taken, as numpy.argmax does.
+    The sum favours short choices, the mean does not. If choices tie, the first is taken, as numpy.argmax does.
     """
 
     def score(choice: str) -> float:

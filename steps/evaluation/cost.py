@@ -31,9 +31,9 @@ class Timing:
 
     @property
     def token_seconds(self) -> float | None:
-        """The time of each new token after the first; None when there was one only, or the first alone took longer.
+        """The time of each new token after the first; None if there is none, or if the first took as long as all.
 
-        The latter happens on a busy machine: the two are measured in two calls.
+        On a busy machine `first_token_seconds` can exceed `seconds`, because two calls measure them.
         """
         after, rest = self.new_tokens - 1, self.seconds - self.first_token_seconds
         return rest / after if after > 0 and rest > 0 else None
@@ -88,7 +88,7 @@ def by_prompt_length(timings: Sequence[Timing]) -> dict[int, dict[str, float]]:
 
 
 def _answer_times(answers: Iterable[Answer]) -> dict[str, float]:
-    """Return the speed of answers that were timed and ended without an error; tokens only where all are counted."""
+    """Return the speed of answers that were timed and ended without an error; tokens only if all have a count."""
     timed = [(answer, answer.seconds) for answer in answers if answer.error is None and answer.seconds is not None]
     if not timed:
         return {}

@@ -38,7 +38,7 @@ class Text:
 class TokenFidelity:
     """One entry for each token that both candidates gave a probability: arrays of equal length, in nats.
 
-    `text` numbers the text that a token stands in, `reference_nll` and `build_nll` are -log p of the true token,
+    `text` is the number of the token's text, `reference_nll` and `build_nll` are -log p of the true token,
     `kl` is the divergence KL(reference || build) over the vocabulary, `same_top` whether the same token leads in both.
     """
 
@@ -133,14 +133,14 @@ def _compare_block(number: int, true: npt.NDArray[np.int64], reference: Logits, 
         log_p, log_q = (log_softmax(each.astype(np.float64), axis=1) for each in (reference, build))
     p = np.exp(log_p)
     with np.errstate(invalid="ignore"):
-        # Where the reference says never (p = 0), the build may say so too: 0, not 0 · (∞ - ∞).
+        # Where p is 0, the term is 0. If the build gives 0 too, the formula would be 0 · (∞ - ∞), which is NaN.
         kl = np.where(p == 0, 0, p * (log_p - log_q)).sum(axis=1)
     rows = np.arange(len(true))
     return TokenFidelity(
         np.full(len(true), number),
         -log_p[rows, true],
         -log_q[rows, true],
-        np.maximum(kl, 0),  # of equal distributions, rounding leaves ±1e-16
+        np.maximum(kl, 0),  # rounding leaves ±1e-16 for equal distributions
         (reference.argmax(axis=1) == build.argmax(axis=1)) & np.isfinite(kl),
     )
 

@@ -47,7 +47,7 @@ def score(examples: Sequence[Example], answers: Mapping[str, Sequence[Answer]]) 
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
-    """Write one JSON object a line and example to *path*: the example, and each candidate's answer."""
+    """Write a line of JSON for each example to *path*: the example, and each candidate's answer."""
     with path.open("w", encoding="utf-8") as lines:
         for prediction in predictions:
             example = prediction.example

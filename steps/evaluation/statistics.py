@@ -39,7 +39,7 @@ def share(hits: Sequence[bool]) -> Estimate:
 
 
 def difference(hits: Sequence[bool], others: Sequence[bool]) -> Estimate:
-    """Return the share of true *hits* minus that of *others*, of two samples that have nothing to do with each other.
+    """Return the share of true *hits* minus that of *others*; the two samples are independent.
 
     The interval is Newcombe's (1998, method 10), from Wilson's intervals of the two shares.
     """

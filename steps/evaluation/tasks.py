@@ -39,8 +39,8 @@ def read_task(path: Path) -> list[Example]:
     """Return the examples of the JSON Lines file *path*, in its order; blank lines are skipped.
 
     A line reads `{"id": "...", "messages": [{"role": "user", "content": "..."}], "reference": "..."}` and may name its
-    `scorer` ("exact"). The reference of `json_schema` may be the schema itself instead of its text. With `choices`, a
-    list of texts of which the reference is one, the scorer is "choice" or "choice_norm".
+    `scorer` ("exact"). The reference of `json_schema` may be the schema itself instead of its text. `choices` is a
+    list of texts that includes the reference; with it, the scorer is "choice" or "choice_norm".
 
     Raises ValueError naming file, line, fact and remedy at the first line that is not such an example, and OSError.
     """
@@ -122,7 +122,7 @@ def _example(fields: object) -> Example:
     if not isinstance(fields, dict):
         msg = f"holds {_kind(fields)}; write one JSON object with {', '.join(NEEDED)}"
         raise ValueError(msg)
-    # First: a key that is misspelt is also one that is missing.
+    # Unknown keys first: a misspelt key is also a missing one, and the misspelling explains it.
     if unknown := [key for key in fields if key not in KEYS]:
         msg = f"{brief(unknown[0])} is not a field of an example; {one_of(unknown[0], KEYS)}, or remove it"
         raise ValueError(msg)
@@ -170,7 +170,7 @@ def _messages(value: object) -> list[dict[str, str]]:
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
             msg = f"messages[{position}] is {_kind(message)}; write an object with just role and content"
             raise ValueError(msg)
-        # Chat templates drop a role they do not know without a word.
+        # Chat templates silently drop a role that they do not know.
         if message["role"] not in ROLES:
             msg = f"messages[{position}].role is {_kind(message['role'])}; use one of {', '.join(ROLES)}"
             raise ValueError(msg)

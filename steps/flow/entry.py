@@ -28,7 +28,7 @@ Main = Callable[[Config, list[str]], None]
 RELATIVE_SQLITE = "sqlite:///"
 
 USER_FOLDER = "SLM_USER_FOLDER"
-"""The environment variable in which an entry point notes where its command was typed, while its launcher is known."""
+"""The environment variable with the folder in which the command was typed. Set while the launcher is still alive."""
 
 
 def execute(step: str) -> None:

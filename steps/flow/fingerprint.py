@@ -81,7 +81,7 @@ def sources(step: str, *, ladder: bool = False) -> dict[str, str]:
 def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
     """Return what changed from *old* to *new*, each in a few words: `block_size 32 → 128`, `x.py changed`.
 
-    Values that one of them does not have come after those that both have: they say less.
+    Keys that only one of them has come after those that both have, because they explain less.
     """
     changes: list[str] = []
     gone_or_new: list[str] = []
@@ -105,11 +105,9 @@ def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
 def sources_of(module: str, *, ladder: bool = False) -> set[Path]:
     """Return the files of *module*, and of every module of ours that it imports, directly or not.
 
-    What is imported only to choose a recipe (LADDER) counts with *ladder* alone.
-
-    Files that are not Python, such as a report's template, count if they are in the same folder. The modules are
-    parsed, not imported. Left out are NOT_RESULTS, modules with nothing but a docstring, and imports of a
-    `__main__` block.
+    The room LADDER counts only with *ladder*. Files that are not Python, such as a report's template, count if they are
+    in the same folder. The modules are parsed, not imported. NOT_RESULTS, modules with only a docstring, and imports in
+    a `__main__` block do not count.
     """
     left_out = tuple(f"{each}." for each in (NOT_RESULTS if ladder else (*NOT_RESULTS, LADDER)))
     found: set[Path] = set()

@@ -17,7 +17,7 @@ from steps.records.tags import CONTENT, FINGERPRINT, REGISTERED_AS, outputs
 
 LOGGED_MODEL = re.compile(r"models:/m-\w+")
 MOST_REASONS = 4
-"""Why a step has to run is said in one line: at most so many differences, and how many more there are."""
+"""How many differences are named, in one line, when a step has to run; the others are only counted."""
 
 VERSION = re.compile(r"models:/([^/]+)/(\d+)")
 
@@ -33,8 +33,8 @@ class Decision:
 def decide(facts: Fingerprint, config: Config, *, always_look: bool = False) -> Decision:
     """Return whether the step of *facts* has to run.
 
-    Any finished and complete run in the store with the same fingerprint can be reused. With `reuse=false` none is, and
-    neither is one whose input may have moved (a branch), unless *always_look*.
+    Any finished and complete run in the store with the same fingerprint can be reused. With `reuse=false`, or
+    if an input may have moved (a branch), none is. *always_look* ignores both.
     """
     if not config.reuse and not always_look:
         return Decision(None, "reuse=false")

@@ -13,9 +13,9 @@ Below it no step can load the model; above it the builder may still run out (doc
 
 
 def require_memory(checkpoint_bytes: float, there: float | None = None) -> None:
-    """Raise StepError, with both figures, if *there* bytes are less than a checkpoint of that size needs.
+    """Raise StepError, with both figures, if *there* bytes are too few for a checkpoint of *checkpoint_bytes*.
 
-    *there* is by default what this process could have at most, within the limits of its container.
+    *there* is by default the most memory that this process can get, within the limits of its container.
     """
     there = total_memory() if there is None else there
     needed = LEAST_PER_CHECKPOINT_BYTE * checkpoint_bytes + LEAST_FOR_LIBRARIES
@@ -26,7 +26,7 @@ def require_memory(checkpoint_bytes: float, there: float | None = None) -> None:
 
 
 def require_memory_for(config: Config) -> None:
-    """Raise StepError if the configured model cannot fit. The size of one on a hub is known after fetch_model only."""
+    """Raise StepError if the configured model cannot fit. A hub's model has a known size only after fetch_model."""
     folder = project_path(str(config.model.path))
     local = config.model.source is Source.local and folder.is_dir()
     require_memory(sum(file.stat().st_size for file in needed_files(folder)) if local else 0)

@@ -88,12 +88,11 @@ def _reusable(step: str, facts: Fingerprint) -> dict[str, str]:
 def open_run(name: str, config: Config, parts: tuple[str, ...] = ("",)) -> Iterator[ActiveRun]:
     """Open the run *name*, with provenance and parameters: the run that MLflow made for this process, or a new one.
 
-    The parameters are those that the step *name* reads; of what is no step, *parts* of the configuration.
-
-    At the end its status is FINISHED, FAILED after an error, or KILLED after a signal.
+    The parameters are the keys that the step *name* reads, or *parts* of the configuration if *name* is no step. At the
+    end the run's status is FINISHED, FAILED after an error, or KILLED after a signal.
     """
-    # Also inside: otherwise closing the run would retry the missing server.
     require_memory_for(config)
+    # `explained` also inside: otherwise closing the run would retry the missing server.
     with explained(), _own_run(name) as run, explained():
         if not is_checked():
             require_usable_artifacts(run)
@@ -164,7 +163,7 @@ def log_new_params(run: ActiveRun, config: Config, parts: tuple[str, ...]) -> No
 def input_run(step: str, config: Config) -> Run:
     """Return the FINISHED run of *step* that the configuration names, and tag the active run with its id.
 
-    Raises StepError if the configuration names none.
+    Raises StepError if the configuration names no such run.
     """
     key = STEPS[step].run_key
     assert key is not None

@@ -24,7 +24,7 @@ Measured at Phi-3-mini's size: docs/reference/benchmarks.md.
 def side_by_side(calls: Sequence[Callable[[], T]], jobs: int, stop: Callable[[IsOver], None]) -> list[T]:
     """Return the results of *calls*, *jobs* at a time. Several calls run in threads.
 
-    An exception, such as a signal's, ends all: *stop* is called with a function that says whether all are over.
+    If a call or a signal raises, all calls are ended: *stop* is called with a function that says whether all are over.
     """
     if len(calls) == 1:
         return [calls[0]()]

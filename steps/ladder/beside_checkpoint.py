@@ -1,6 +1,6 @@
-"""A build measured beside its checkpoint: each is loaded alone, in a process that ends with the call.
+"""Compares a build with its checkpoint: each is loaded alone, in a process that ends with the call.
 
-The checkpoint's logits are computed once and lie in files: its memory is given back before anything is built.
+The checkpoint's logits are computed once and saved to files, so that its memory is free before anything is built.
 """
 
 import json
@@ -24,9 +24,9 @@ from steps.records.errors import StepError
 from steps.wrappers.onnx.cpus import usable_cpus
 
 MOST_TOKENS = 4096
-"""Measured of the text file: each of them takes 4 bytes for each entry of the vocabulary on disk."""
+"""How many tokens of the text file are measured; each takes 4 bytes for every entry of the vocabulary on disk."""
 PROMPT, ANSWER, ROUNDS = 64, 64, 3
-"""Tokens of a decoding that is timed, and how often; the median counts."""
+"""For the decoding rate: tokens of the prompt, new tokens, and how many times it is measured; the median counts."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class Material:
 
 @dataclass(frozen=True)
 class Reference:
-    """The checkpoint's logits of the measured tokens of *texts*, in files of *folder*; computed in *dtype*."""
+    """The checkpoint's logits for the measured tokens of *texts*: a file per text in *folder*, computed in *dtype*."""
 
     texts: list[Text]
     folder: Path
     dtype: str
 
     def logits(self, number: int) -> Logits:
-        """Return those of text *number*, memory-mapped."""
+        """Return the logits of text *number*, memory-mapped."""
         logits: Logits = np.load(self.folder / f"{number}.npy", mmap_mode="r")
         return logits
 
 
 def material_of(ladder: Ladder) -> Material:
-    """Return what *ladder* measures on. Raises StepError when that is nothing."""
+    """Return the material that *ladder* measures on. Raises StepError when there is none."""
     examples = read_examples(project_path(ladder.task), ladder.limit, ladder.scorer)
     chats = [(each.messages, each.reference) for each in examples if each.scorer in COMPARES_TEXT][: ladder.questions]
     text = project_path(ladder.text).read_text(encoding="utf-8") if ladder.text else None
@@ -64,15 +64,15 @@ def material_of(ladder: Ladder) -> Material:
 
 
 def reference_of(snapshot: Path, material: Material, folder: Path) -> Reference:
-    """Write the logits of transformers alone for the checkpoint in *snapshot* to *folder*."""
+    """Write the logits that transformers computes for the checkpoint in *snapshot* to *folder*."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(usable_cpus())
-    # On a CPU without bf16 of its own also the faster one.
+    # fp32 where memory allows: on a CPU without bf16 instructions it is also faster.
     dtype = "float32" if psutil.virtual_memory().available > _fp32_bytes(snapshot) else "auto"
     model = AutoModelForCausalLM.from_pretrained(snapshot, dtype=dtype, local_files_only=True)
-    with only_needed(snapshot) as own:  # whose tokenizer is that of tokenizer.json
+    with only_needed(snapshot) as own:  # so that the tokenizer is that of tokenizer.json
         language = TorchModel(model, AutoTokenizer.from_pretrained(own))
     read = texts_of(language, material.chats, material.text, material.context)
     texts = _limited(read, len(material.chats))
@@ -103,7 +103,7 @@ def weights_bytes(folder: Path) -> int:
 
 
 def _limited(texts: Sequence[Text], chats: int) -> list[Text]:
-    """Return *texts*, the first *chats* of which are chats, without pieces of the text file beyond MOST_TOKENS."""
+    """Return *texts*, *chats* chats and then pieces of the text file, without the pieces beyond MOST_TOKENS."""
     kept, measured = list(texts[:chats]), 0
     for text in texts[chats:]:
         if measured < MOST_TOKENS:

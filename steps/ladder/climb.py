@@ -29,7 +29,7 @@ from steps.report.style import save
 
 
 def recipes_of(options: BuildOnnxWrapper) -> list[Recipe]:
-    """Return the recipes of the ladder of *options* in their order, with what *options* say of all of them."""
+    """Return the recipes of the ladder of *options* in order, each with the values that *options* sets for all."""
     assert options.ladder is not None
     by_name = {recipe.name: recipe for recipe in LADDER}
     given = {key: getattr(options, key) for key in ("block_size", "accuracy_level")}
@@ -38,7 +38,7 @@ def recipes_of(options: BuildOnnxWrapper) -> list[Recipe]:
 
 
 class Climb:
-    """A checkpoint and its ladder; what is built lies in `onnx` below *work*, one build at a time."""
+    """A checkpoint and its ladder. The folder `onnx` below *work* holds one build at a time."""
 
     def __init__(self, snapshot: Path, digest: str, options: BuildOnnxWrapper, work: Path, log: Path) -> None:
         assert options.ladder is not None
@@ -58,18 +58,18 @@ class Climb:
         return apart(reference_of, self.snapshot, self.material, folder)
 
     def build(self, recipe: Recipe) -> None:
-        """Build *recipe* in the place of the build before. Raises StepError."""
+        """Build *recipe*, in place of the previous build. Raises StepError."""
         shutil.rmtree(self.onnx, ignore_errors=True)
         build_onnx(self.snapshot, self.onnx, recipe, self.options.execution_provider, self.log)
 
     def rung(self, recipe: Recipe, *, reuse: bool) -> Rung:
-        """Return how *recipe* does: measured now, or with *reuse* once before."""
+        """Return the result of *recipe*: measured now or, with *reuse*, by an earlier run."""
         if reason := unusable(recipe, self.architecture):
             return Rung(recipe, SKIPPED, reason)
         facts = facts_of(recipe, self.digest, self.material)
         if reuse and (found := finished_rung(facts)):
             return self._judged(recipe, found, reused=True)
-        reference = self.reference  # outside: if it cannot be had, no recipe is to blame
+        reference = self.reference  # outside `try`: if the reference fails, no recipe is at fault
         try:
             with rung_run(recipe, facts) as run:
                 mlflow.set_tag(REFERENCE_DTYPE, reference.dtype)
@@ -119,8 +119,9 @@ class Climb:
 def climb(snapshot: Path, digest: str, options: BuildOnnxWrapper, work: Path, log: Path, *, reuse: bool) -> Path:
     """Return the folder of the first build of *snapshot*, whose digest is *digest*, that keeps the fidelity gates.
 
-    Logs the ladder on the active run, with the recipe that won as parameters. With *reuse*, what a run has measured
-    before is not measured again. Raises StepError when no recipe keeps them, and what `build_onnx` raises.
+    Logs the ladder on the active run, with the recipe that won as parameters. With *reuse*, a recipe that
+    an earlier run measured is not measured again. Raises StepError when no recipe keeps the gates, and what
+    `build_onnx` raises.
     """
     here = Climb(snapshot, digest, options, work, log)
     rungs: list[Rung] = []
@@ -140,13 +141,13 @@ def climb(snapshot: Path, digest: str, options: BuildOnnxWrapper, work: Path, lo
 
 
 def as_dict(rung: Rung) -> dict[str, Any]:
-    """Return *rung* as `ladder.json` keeps it: what is not a finite figure is None."""
+    """Return *rung* as `ladder.json` holds it: a figure that is not finite is None."""
     figures = {name: value if math.isfinite(value) else None for name, value in rung.figures.items()}
     return asdict(rung) | {"figures": figures}
 
 
 def log_ladder(rungs: Sequence[Rung], here: Climb) -> None:
-    """Log *rungs* on the active run, for programs, as a table, and as a plot."""
+    """Log *rungs* on the active run as JSON, as a table and as a plot."""
     reached = rungs[-1].verdict == PASSED
     ladder = {
         "chosen": rungs[-1].recipe.name if reached else None,
@@ -164,7 +165,7 @@ def log_ladder(rungs: Sequence[Rung], here: Climb) -> None:
 
 
 def log_recipe(recipe: Recipe, options: BuildOnnxWrapper) -> None:
-    """Log *recipe*, which the ladder chose, as if *options* had named it: what asks how a build was made reads this."""
+    """Log the chosen *recipe* as if *options* had named it: later steps read there how a build was made."""
     values = {key: value for key, value in asdict(recipe).items() if key != "name" and getattr(options, key) is None}
     mlflow.log_params({f"build_onnx_wrapper.{key}": value for key, value in values.items()})
     mlflow.set_tag(RECIPE, recipe.name)

@@ -1,4 +1,4 @@
-"""A rung: one recipe, built and measured in a run of its own below the step's, which a later ladder finds again.
+"""A rung: one recipe, built and measured in a run of its own below the step's run. A later ladder finds that run.
 
 So a changed gate, or a command repeated after a kill, measures no recipe twice.
 """
@@ -30,7 +30,7 @@ from steps.safety.processes import process_tag
 RUNG = "rung"
 SKIPPED = "skipped"
 REFERENCE_DTYPE = "reference.dtype"
-"""The tag of a rung's run that says in what the checkpoint computed."""
+"""The tag of a rung's run with the dtype that the checkpoint computed in."""
 
 MADE_BY: tuple[ModuleType, ...] = (
     onnx_export,
@@ -45,9 +45,9 @@ MADE_BY: tuple[ModuleType, ...] = (
 
 @dataclass(frozen=True)
 class Rung:
-    """How a recipe did: `figures` by name, empty where it was not measured; `reason` of its `verdict`.
+    """The result of a recipe: its `verdict`, the `reason`, and `figures` by name, empty if it was not measured.
 
-    `reference_dtype`: in what the checkpoint computed the logits that it was compared with.
+    `reference_dtype`: the dtype that the checkpoint computed in, when the build was compared with it.
     """
 
     recipe: Recipe
@@ -60,7 +60,7 @@ class Rung:
 
 
 def facts_of(recipe: Recipe, snapshot_digest: str, material: Material) -> dict[str, object]:
-    """Return what the figures of *recipe* depend on; gates are no part of it."""
+    """Return what the figures of *recipe* depend on; gates are not included."""
     return {
         "recipe": asdict(recipe),
         "snapshot": snapshot_digest,
@@ -86,7 +86,7 @@ def finished_rung(facts: Mapping[str, object]) -> Run | None:
 
 @contextmanager
 def rung_run(recipe: Recipe, facts: Mapping[str, object]) -> Iterator[Run]:
-    """Open a run for *recipe* below the active one; what the body logs is its. It can be found once it has ended."""
+    """Open a run for *recipe* below the active one; the body logs on it. `finished_rung` finds it once it has ended."""
     parent = mlflow.active_run()
     assert parent is not None
     with mlflow.start_run(

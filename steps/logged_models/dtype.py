@@ -1,6 +1,6 @@
 """The dtype that a PyTorch model computes in on this machine.
 
-Without instructions for it, a CPU emulates bf16: the prefill of SmolLM2-135M then takes six times as long as in fp32
+A CPU without bf16 instructions emulates bf16. The prefill of SmolLM2-135M then takes six times as long as in fp32
 (73 against 460 tokens a second on 2 cores of an AMD EPYC with AVX2, 2026-11-25).
 """
 
@@ -12,7 +12,7 @@ NATIVE = {
     "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
     "float16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
-"""The CPU capabilities, as `torch.cpu.get_capabilities` names them, of which one is enough to compute in a dtype."""
+"""By dtype: the CPU capabilities that compute in it, as `torch.cpu.get_capabilities` names them. One is enough."""
 
 
 def use_fast_dtype(model: Any) -> None:  # noqa: ANN401  transformers has no types
@@ -36,7 +36,7 @@ def dtype_name(model: Any) -> str:  # noqa: ANN401  see above
 
 
 def describe_dtype(model: Any) -> str:  # noqa: ANN401  see above
-    """Return the dtype in which *model* computes, and that of its checkpoint where it is another."""
+    """Return the dtype in which *model* computes, and the checkpoint's dtype if it differs."""
     stored = str(model.config.dtype).removeprefix("torch.")
     computed = dtype_name(model)
     return computed if stored in (computed, "None") else f"{computed} (checkpoint: {stored})"

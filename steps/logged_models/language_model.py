@@ -2,7 +2,7 @@
 
 Each flavour reads text with its own code: the transformers flavour with transformers' tokenizer, an ONNX model with the
 wrapper's. So a comparison of token ids compares two readers, not one reader with itself.
-In the process of a `candidate`: `loaded.run(function, loaded.folder, ...)`, where *function* asks `language_model`.
+In the process of a `candidate`: call `loaded.run(function, loaded.folder, ...)`; *function* calls `language_model`.
 """
 
 import functools
@@ -35,11 +35,11 @@ class LanguageModel(ABC):
     def logits(self, tokens: Sequence[int]) -> Logits:
         """Return the logits after each of *tokens*, one sequence: [positions, vocabulary].
 
-        Memory grows with the number of tokens: 4 bytes for each of them and each entry of the vocabulary.
+        They take 4 bytes of memory for each token and entry of the vocabulary.
         """
 
     def logits_of(self, sequences: Sequence[Sequence[int]]) -> list[Logits]:
-        """Return the logits of each of *sequences*; a model that can, computes them as one batch."""
+        """Return the logits of each of *sequences*, computed as one batch if the model can do so."""
         return [self.logits(tokens) for tokens in sequences]
 
     @property
@@ -50,18 +50,18 @@ class LanguageModel(ABC):
     @property
     @abstractmethod
     def prefix(self) -> int:
-        """The id to read before a text that has nothing before it: BOS, or EOS where there is no BOS.
+        """The id to put before a text at the beginning of a sequence: BOS, or EOS if there is no BOS.
 
         Raises StepError when the tokenizer has neither.
         """
 
     @abstractmethod
     def render(self, messages: Sequence[Message]) -> str:
-        """Return *messages* as the chat template asks for an answer."""
+        """Return *messages* as the prompt that the chat template makes of them, ready for an answer."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Return the ids of *text* without special tokens: where a chat begins with BOS, its template says so."""
+        """Return the ids of *text*; no special tokens are added, because a chat template writes its own BOS."""
 
     @property
     @abstractmethod
@@ -74,7 +74,7 @@ class LanguageModel(ABC):
         That is the first id that the answer adds or changes.
         """
         prompt = self.render(messages)
-        # Together: an answer that is encoded alone may begin with another token than after its prompt.
+        # Encoded together: alone, an answer may begin with another token than after its prompt.
         asked, whole = self.encode(prompt), self.encode(prompt + continuation)
         pairs = zip(asked, whole, strict=False)
         return whole, next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(asked), len(whole)))
@@ -98,7 +98,7 @@ class TorchModel(LanguageModel):
         """See LanguageModel: one batch."""
         import torch
 
-        # On the right, where no earlier position sees it, so that it needs no mask.
+        # Padded on the right: attention is causal, so no earlier position sees the padding, and no mask is needed.
         longest = max(map(len, sequences))
         padded = [[*tokens, *[0] * (longest - len(tokens))] for tokens in sequences]
         with torch.inference_mode():
@@ -146,7 +146,7 @@ class OnnxModel(LanguageModel):
 
     @functools.cached_property
     def _model(self) -> Any:  # noqa: ANN401  onnxruntime-genai has no types
-        # At the first logits: whoever needs only token ids needs no weights.
+        # Loaded for the first logits, because token ids need no weights.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime_genai as og
 
@@ -190,12 +190,12 @@ class OnnxModel(LanguageModel):
         generator.append_tokens(np.array([tokens], dtype=np.int32))
         logits = np.asarray(generator.get_output("logits")[0], dtype=np.float32)
         if len(logits) != len(tokens):
-            msg = f"the ONNX model gives logits of {len(logits)} in {len(tokens)} positions: build it with all of them"
+            msg = f"the ONNX model gives logits for {len(logits)} of {len(tokens)} positions: build it with all logits"
             raise StepError(msg)
         return logits
 
     def decode_rate(self, tokens: Sequence[int], new_tokens: int) -> float:
-        """Return the tokens a second of *new_tokens* greedy ones after *tokens*, without the time to the first."""
+        """Return the tokens a second of greedy decoding, for *new_tokens* after *tokens*; the first is not timed."""
         import onnxruntime_genai as og
 
         params = og.GeneratorParams(self._model)

@@ -1,7 +1,7 @@
 """Logged models: what one holds, and whether it is still that.
 
-MLflow's status READY does not tell: a process killed while it logs can leave truncated weights that a later call makes
-READY. So a build step writes down every file of what it logged, and whoever uses the model compares.
+MLflow's status READY does not prove it: a process killed while it logs can leave truncated weights that a later call
+makes READY. So a build step records the size and hash of every file it logged. Later steps compare the files with them.
 """
 
 import hashlib
@@ -26,21 +26,21 @@ from steps.records.tags import FINGERPRINT, outputs
 
 MODEL_MANIFEST = "model_manifest.json"
 CONTENT = "model.sha256"
-"""The tag of a build step's run, and of a registered version, that says what the model holds."""
+"""The tag, on a build step's run and on a registered version, with the digest of the model's content."""
 
 REGISTERED_AS = "registered."
-"""The prefix of the tags of a run of register that say, by version, what the model held."""
+"""The prefix of tags on a run of register: one for each version, with the digest of the model's content."""
 
 RENEWED = ("MLmodel", "registered_model_meta")
-"""Files that differ each time the same model is logged or registered: ids and times stand in them."""
+"""Files that differ each time the same model is logged or registered, because they hold ids and times."""
 
 
 @contextmanager
 def without_bytecode() -> Iterator[None]:
-    """Let Python write no `__pycache__` beside what it imports meanwhile.
+    """Keep Python from writing `__pycache__` beside the modules that it imports in this context.
 
-    MLflow imports a model's code from the model's own folder: compiled, it would be logged with the model, be another
-    file each time, and be run by whoever loads the model.
+    MLflow imports a model's code from the model's own folder. Bytecode there would be logged with the model, would
+    differ each time, and would run when somebody loads the model.
     """
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
@@ -71,14 +71,14 @@ def record_model(model_uri: str, folder: Path) -> str:
 def checked_model(run: Run) -> Iterator[tuple[str, Path]]:
     """Yield the URI and the folder of the model that the build step's *run* logged, every file as it was logged.
 
-    Raises StepError, naming the first file that is missing or has changed, or the status if it is not READY. A run
-    whose damage `model_damage` cannot see is not reused again.
+    Raises StepError, naming the first file that is missing or has changed, or the status if it is not READY. If
+    `model_damage` does not see the damage, the run loses its fingerprint, so that it is not reused again.
     """
     model, stated = _stated_model(run)
     with logged_folder(model.model_uri) as folder:
         if damage := _damage(model, stated, {file.path: [file.size, file.sha256] for file in _files(folder)}):
-            if model_damage(run) is None:  # which would let it be reused for ever
-                with suppress(MlflowException):  # it has none
+            if model_damage(run) is None:  # it sees no damage, so the run would be reused for ever
+                with suppress(MlflowException):  # the run has no fingerprint
                     MlflowClient().delete_tag(run.info.run_id, FINGERPRINT)
             msg = f"{damage}: run {run.data.tags.get('step')} again"
             raise StepError(msg)
@@ -86,9 +86,9 @@ def checked_model(run: Run) -> Iterator[tuple[str, Path]]:
 
 
 def model_damage(run: Run) -> str | None:
-    """Return what of the model that the build step's *run* logged is missing or has changed, or None.
+    """Return how the model that the build step's *run* logged is damaged, such as a missing file, or None.
 
-    Where the store is a service, sizes alone are compared.
+    If the store is a service, only sizes are compared.
     """
     try:
         model, stated = _stated_model(run)
@@ -99,7 +99,7 @@ def model_damage(run: Run) -> str | None:
 
 
 def _stated_model(run: Run) -> tuple[LoggedModel, list[File]]:
-    """Return the model that *run* logged, and its files as they were then. Raises StepError when it is not READY."""
+    """Return the model that *run* logged, and its files as it logged them. Raises StepError when it is not READY."""
     uri, step = outputs(run).get("model_uri"), run.data.tags.get("step")
     if uri is None:
         msg = f"run {run.info.run_id} handed over no model: run {step} again"
@@ -112,13 +112,16 @@ def _stated_model(run: Run) -> tuple[LoggedModel, list[File]]:
 
 
 def stated_files(run: Run) -> list[File]:
-    """Return the files of the model that the build step's *run* logged, as they were then."""
+    """Return the files of the model that the build step's *run* logged, as it logged them."""
     stated = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{MODEL_MANIFEST}"))
     return [File(**values) for values in stated["files"]]
 
 
 def _damage(model: LoggedModel, stated: list[File], found: dict[str, list[object]]) -> str | None:
-    """Return which of the *stated* files of *model* is not *found* as [size, sha256 or None], or None when all are."""
+    """Return the damage to the first *stated* file of *model* that is missing or differs in *found*, or None.
+
+    *found*: [size, sha256 or None] by path.
+    """
     for file in stated:
         if file.path not in found:
             return f"{file.path} of {model.model_uri} is missing"
@@ -132,7 +135,7 @@ def _files(folder: Path) -> tuple[File, ...]:
 
 
 def content_digest(files: Iterable[File], folder: Path) -> str:
-    """Return one sha256 over *files* and what in MLmodel changes how the model answers: signature, configuration.
+    """Return one sha256 over *files*, and over the parts of MLmodel that change answers: signature, configuration.
 
     *files* are those of the model in *folder*, as `stated_files` returns them.
     """

@@ -44,8 +44,8 @@ class Candidate:
     def run(self, function: Callable[Concatenate[PyFuncModel, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return function(model, *args, **kwargs), called in the candidate's process.
 
-        *function* is one that can be imported by its name; it, its arguments and its result cross between processes.
-        Raises what it raises, what went wrong with loading, and StepError when the process dies.
+        *function* must be importable by name. Its arguments and its result must be picklable.
+        Raises what *function* raises, what loading raised, and StepError when the process dies.
         """
         with self._watched():
             self.wait()
@@ -83,7 +83,7 @@ def candidate(name: str, folder: Path) -> Iterator[Candidate]:
 def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Return function(*args, **kwargs), called in a process that ends with the call: its memory is given back.
 
-    As for `Candidate.run`. Raises StepError when the process dies.
+    *function* and its arguments: as for `Candidate.run`. Raises StepError when the process dies.
     """
     with _own_process() as pool:
         try:
@@ -156,8 +156,8 @@ def predict_together(
 ) -> list[Mapping[str, Any]]:
     """Return the Chat Completions responses of *model* to *chats*, computed as one batch.
 
-    MLflow's transformers flavour takes several chats, but computes one after the other. So its pipeline is asked, with
-    the prompts and options that MLflow would give it; how many tokens there were is not reported.
+    MLflow's transformers flavour takes several chats, but computes one after the other. So this calls its pipeline
+    directly, with the prompts and options that MLflow would give it. The responses hold no token counts.
     """
     if not is_pipeline(model):
         return predict_rows(model, chats, options)

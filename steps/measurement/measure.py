@@ -30,10 +30,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 TURN = 10
-"""How many examples a candidate is asked one at a time before it is the next one's turn."""
+"""How many examples a candidate is asked, one at a time, before the next candidate's turn."""
 
 COMPARES_TEXT = ("exact", "contains", "choice", "choice_norm")
-"""The scorers whose reference is an answer; for the others it is a pattern."""
+"""The scorers whose reference is an answer; for the others it is a pattern or a schema."""
 
 LOGITS_TOGETHER = 512
 """The most tokens, padding included, whose logits are computed as one batch: bounds the memory."""
@@ -43,8 +43,8 @@ LOGITS_TOGETHER = 512
 class Measurements:
     """What was measured, by candidate: `answers` to every example, and everything else in `measured`.
 
-    `threads`: how many each computes with; `dtypes`: in which dtype, where it is PyTorch's. `failures`: a line for each
-    thing that could not be measured.
+    `threads`: how many each computes with. `dtypes`: the dtype of each PyTorch model. `failures`: a line for each thing
+    that could not be measured.
     """
 
     answers: dict[str, list[Answer]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Measurements:
     failures: list[str] = field(default_factory=list)
 
     def of(self, name: str) -> Measured:
-        """Return what was measured of the candidate *name*, to be added to."""
+        """Return what was measured of the candidate *name*; the caller adds to it."""
         return self.measured.setdefault(name, Measured())
 
     def attempt(
@@ -77,7 +77,7 @@ class Measurements:
 def measure_candidates(
     candidates: Mapping[str, Candidate], reference: str, examples: Sequence[Example], options: Evaluate
 ) -> Measurements:
-    """Return all that is measured of *candidates*, which are loading, against the one named *reference*."""
+    """Return all measurements of *candidates*, compared with the one named *reference*; waits until they are loaded."""
     found = Measurements()
     for name, loaded in candidates.items():
         measure_loading(found, name, loaded)
@@ -89,7 +89,7 @@ def measure_candidates(
     for name, loaded in candidates.items():
         found.of(name).footprint.peak_memory_bytes = found.attempt(loaded, worker.peak_memory)
     if chooses:
-        # After the memory: to show likelihoods, an ONNX model is loaded once more, outside the wrapper.
+        # After memory is measured: for likelihoods, an ONNX model is loaded once more, outside the wrapper.
         ask_in_turns(found, candidates, examples, options.max_tokens, timed=options.timed_examples)
     few = examples[: options.contract_examples]
     for name, loaded in candidates.items():
@@ -176,7 +176,7 @@ def time_in_turns(
 ) -> None:
     """Time calls of every length and batch size; the first round of each is a warm-up, and not counted.
 
-    Every prompt is new to every candidate: one that keeps what it computed of a prompt would be timed too fast.
+    Every prompt is new to every candidate: otherwise a candidate with a prefix cache would look too fast.
     """
     words = list(dict.fromkeys(word for example in examples for word in example.messages[-1]["content"].split()))
     number = count()
@@ -218,7 +218,7 @@ def measure_fidelity(
     options: Evaluate,
 ) -> None:
     """Compare the probabilities of all *candidates* with the reference's, on the ids that the reference reads."""
-    # One for each example, also where the answer is empty and nothing is compared: text n is example n.
+    # One chat for each example, even if its answer is empty and nothing is compared: text n belongs to example n.
     chats = [
         (example.messages, example.reference if example.scorer in COMPARES_TEXT else given.text)
         for example, given in zip(examples, found.answers[reference], strict=True)
@@ -250,7 +250,7 @@ def measure_fidelity(
 def compare_texts(
     found: Measurements, reference: Candidate, builds: Mapping[str, Candidate], texts: Sequence[Text]
 ) -> dict[str, TokenFidelity]:
-    """Return the fidelity of each of *builds* on *texts*; none of a build for which one text cannot be compared.
+    """Return the fidelity of each of *builds* on *texts*; a build is left out if one text cannot be compared.
 
     The reference's logits are computed once for all builds.
     """

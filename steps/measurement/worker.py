@@ -113,9 +113,9 @@ def prompt_lengths(model: PyFuncModel, folder: Path, chats: Sequence[Chat]) -> l
 def prompts_of(
     model: PyFuncModel, folder: Path, words: Sequence[str], tokens: int, numbers: Sequence[int]
 ) -> tuple[list[Chat], int]:
-    """Return for each of *numbers* a chat of *words* whose prompt has *tokens* tokens, and how many the longest has.
+    """Return for each of *numbers* a chat of *words* with a prompt of *tokens* tokens, and the longest prompt's length.
 
-    Each begins with another of *words* and its number, so that no two begin alike, even where *tokens* allows no more.
+    Each chat begins with a word and its number, so no two begin alike, even if *tokens* leaves room for nothing else.
     """
     language = language_model(model, folder)
     chats = [_prompt_of(language, words, tokens, number) for number in numbers]
@@ -141,10 +141,10 @@ def _prompt_of(language: LanguageModel, words: Sequence[str], tokens: int, numbe
 def time_call(
     model: PyFuncModel, folder: Path, first_chats: Sequence[Chat], chats: Sequence[Chat], new_tokens: int
 ) -> tuple[int, float, float]:
-    """Return how many tokens *model* adds to each of *chats*, at most *new_tokens*, and the seconds to first and last.
+    """Return how many tokens *model* adds to each of *chats*, and the seconds to the first and to the last of them.
 
-    The time to the first token is that of a call for one token, on *first_chats*: with *chats*, a model that caches
-    prompts would compute them only once.
+    It adds at most *new_tokens*. The time to the first token is that of a call for one token, on *first_chats*. If
+    that call used *chats*, a model with a prefix cache would not compute them again in the second call.
     """
     started = time.perf_counter()
     predict_rows(model, first_chats, {"max_tokens": 1})

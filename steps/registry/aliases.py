@@ -103,8 +103,8 @@ def challenge(name: str, version: str) -> None:
 def roll_back(name: str, reason: str, only: str | None = None) -> Change:
     """Make the previous champion of *name* champion, and the present one previous.
 
-    With *only*, if that version is champion. Raises StepError if it is not, if there is no previous champion, or if its
-    files have changed.
+    If *only* is given, that version must be champion. Raises StepError if it is not, if there is no previous champion,
+    or if the files of the previous champion have changed.
     """
     with changing(name):
         if only is not None and (found := number_with(name, CHAMPION)) != only:

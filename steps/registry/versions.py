@@ -30,7 +30,7 @@ def passed_gates(evaluate: Run) -> str:
         msg = f"evaluate run {run_id} is not what it was when it finished: {damage}: run evaluate again"
         raise StepError(msg)
     text: str = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/{GATES}")
-    # The list of artifacts is an artifact itself; the tag is in the database.
+    # The list of artifacts is an artifact itself, and can be changed with them. The tag is in the database.
     if hash_text(text) != evaluate.data.tags.get(GATES_DIGEST):
         msg = f"{GATES} of evaluate run {run_id} has changed since it was written: run evaluate again"
         raise StepError(msg)

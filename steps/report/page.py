@@ -26,7 +26,7 @@ from steps.report.tables import Cell, Row, figure_cell, metric_rows
 SHOWN = 25
 """How many examples are shown; predictions.jsonl has all."""
 FURTHEST = 3
-"""How many examples on which all agree are shown for their likelihood, and how many for their time."""
+"""Of the examples on which all agree: how many are shown for their likelihood, and how many for their time."""
 LONGEST = 4_000
 """How many characters of a text are shown."""
 
@@ -129,7 +129,7 @@ def notable_examples(predictions: Sequence[Prediction], reference: str) -> list[
 def furthest_examples(
     predictions: Sequence[Prediction], reference: str, fidelity: Mapping[str, TokenFidelity]
 ) -> list[tuple[str, Prediction]]:
-    """Return examples on which all are right and agree: with the largest difference in likelihood, then in time."""
+    """Return examples on which all are right and agree: first those furthest apart in likelihood, then in time."""
     alike = [place for place, prediction in enumerate(predictions) if _outcome(prediction, reference) is None]
     gaps = np.zeros(len(predictions))
     for tokens in fidelity.values():

@@ -34,12 +34,12 @@ from steps.report.style import (
 
 BINS = 40
 LEAST_KL, LEAST_NLL = 1e-8, 1e-6
-"""In nats; what is smaller is rounding of the logits, and drawn as this."""
+"""In nats. Smaller values come from rounding of the logits, and are drawn at these limits."""
 
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 Series = dict[str, dict[int, list[float]]]
-"""What was measured of each candidate: the values at each length of prompt, or number of prompts."""
+"""By candidate: the values measured at each prompt length or batch size."""
 
 
 def draw(results: Results) -> dict[str, Figure]:
@@ -99,7 +99,7 @@ def _accuracy(metrics: Metrics, colours: Mapping[str, str]) -> Figure:
 
 
 def _flips(metrics: Metrics, colours: Mapping[str, str]) -> Figure:
-    """Return how many examples every build lost to its reference, to the left, and gained, to the right."""
+    """Return bars of how many examples every build lost against its reference (left) and gained (right)."""
     figure, axes = empty_figure(1.1 + 0.55 * len(colours))
     told, most = [], 1.0
     for row, (name, colour) in enumerate(colours.items()):
@@ -248,7 +248,7 @@ def _first_token(timings: Sequence[Timing], colours: Mapping[str, str]) -> Figur
 
 
 def _throughput(timings: Sequence[Timing], colours: Mapping[str, str]) -> Figure:
-    """Return every candidate's new tokens a second by number of prompts in a call, at the length with most of them."""
+    """Return every candidate's new tokens a second by batch size, at the prompt length with the most batch sizes."""
     batches: dict[int, set[int]] = {}
     for timing in timings:
         batches.setdefault(timing.prompt_tokens, set()).add(timing.batch)
