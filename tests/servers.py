@@ -50,7 +50,7 @@ def mlflow_server(folder: Path, *options: str, before: tuple[str, ...] = (), **e
     """Yield the URL of an `mlflow server` with its database in *folder*; *before* comes before its command."""
     port = str(free_port())
     command = [*before, "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/store.db", "--workers", "1"]
-    with process(*command, "--port", port, *options, **environment) as server:
+    with process(*command, "--port", port, *options, **NO_JOBS, **environment) as server:
         wait_for(f"http://127.0.0.1:{port}/health", server)
         yield f"http://127.0.0.1:{port}"
 

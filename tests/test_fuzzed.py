@@ -25,7 +25,8 @@ from steps.config.command_line import translate
 from steps.evaluation.tasks import read_task
 from steps.records.errors import ConfigError, StepError
 from steps.records.files import File
-from steps.wrappers.onnx.request import CHAT_FIELDS, check_chat_fields, read_messages, read_request
+from steps.wrappers.onnx.messages import read_messages
+from steps.wrappers.onnx.request import CHAT_FIELDS, check_chat_fields, read_request
 
 fuzzed = settings(
     max_examples=int(os.environ.get("SLM_FUZZ_CASES", "100")),

@@ -6,6 +6,7 @@ import uuid
 from typing import Any
 
 from steps.serving.generation import Generation
+from steps.wrappers.onnx.logprobs import chat_logprobs, completion_logprobs
 
 DONE = "data: [DONE]\n\n"
 """The last event of a stream."""
@@ -19,6 +20,7 @@ class Answers:
     def __init__(self, generation: Generation, *, chat: bool, stream_usage: bool = False) -> None:
         """With *stream_usage*, every chunk has a usage: null, except for the last."""
         self._generation, self._chat, self.stream_usage = generation, chat, stream_usage
+        self._stated = [0] * len(generation.outputs)  # tokens whose log probability a chunk has stated
         target = generation.served.target
         self._header = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
@@ -30,7 +32,13 @@ class Answers:
     def whole(self) -> JsonObject:
         """Return the answer, which is complete."""
         choices = [
-            self._choice(index, {"role": "assistant", "content": output.text}, output.finish_reason, key="message")
+            self._choice(
+                index,
+                {"role": "assistant", "content": output.text},
+                output.finish_reason,
+                self._logprobs(index),
+                key="message",
+            )
             for index, output in enumerate(self._generation.outputs)
         ]
         kind = "chat.completion" if self._chat else "text_completion"
@@ -44,7 +52,7 @@ class Answers:
     def piece(self, index: int, text: str) -> JsonObject:
         """Return the chunk with the next *text* of the choice *index*; without text, the one that ends it."""
         reason = None if text else self._generation.outputs[index].finish_reason
-        return self._chunk(index, {"content": text} if text else {}, reason)
+        return self._chunk(index, {"content": text} if text else {}, reason, self._logprobs(index))
 
     def usage(self) -> JsonObject:
         """Return the chunk after the last choice has ended, with the usage."""
@@ -54,17 +62,24 @@ class Answers:
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self._chat else "text_completion"
 
-    def _chunk(self, index: int, delta: JsonObject, reason: str | None) -> JsonObject:
+    def _chunk(self, index: int, delta: JsonObject, reason: str | None, logprobs: object = None) -> JsonObject:
         chunk = {
             **self._header,
             "object": self._chunk_kind,
-            "choices": [self._choice(index, delta, reason, key="delta")],
+            "choices": [self._choice(index, delta, reason, logprobs, key="delta")],
         }
         return {**chunk, "usage": None} if self.stream_usage else chunk
 
-    def _choice(self, index: int, message: JsonObject, reason: str | None, *, key: str) -> JsonObject:
+    def _choice(self, index: int, message: JsonObject, reason: str | None, logprobs: object, *, key: str) -> JsonObject:
         content = {key: message} if self._chat else {"text": message.get("content", "")}
-        return {"index": index, **content, "logprobs": None, "finish_reason": reason}
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(self, index: int) -> JsonObject | None:
+        """Return the log probabilities of the choice *index* that were not returned before."""
+        output, first = self._generation.outputs[index], self._stated[index]
+        stated = chat_logprobs(output, first) if self._chat else completion_logprobs(output, first)
+        self._stated[index] = len(output.logprobs)
+        return stated
 
     def _usage(self) -> dict[str, int]:
         prompt, completion = self._generation.prompt_tokens, self._generation.completion_tokens

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from steps.wrappers.onnx.request import ANY, CHAT_FIELDS, COMPLETION_FIELDS, REFUSED, ROLES
+from steps.wrappers.onnx.messages import ROLES
+from steps.wrappers.onnx.request import ANY, CHAT_FIELDS, COMPLETION_FIELDS, MOST_LOGPROBS, REFUSED
 
 Schema = dict[str, Any]
 
@@ -45,6 +46,7 @@ TAKEN_FIELDS: dict[str, Schema] = {
     "n": {**INTEGER, "minimum": 1, "maximum": 128},
     "response_format": {"type": "object", "required": ["type"], "properties": {"type": TEXT}},
     "stream": BOOLEAN,
+    "top_logprobs": {**INTEGER, "minimum": 0, "maximum": MOST_LOGPROBS},
     "chat_template_kwargs": {"type": "object"},
 }
 """The values of the fields that are taken. How long a prompt may be, and with it max_tokens, depends on the model."""
@@ -86,6 +88,8 @@ def request_schema(table: dict[str, str | tuple[object, ...]], required: str) ->
             value = {}
         elif isinstance(served, tuple):
             value = {"enum": list(served)}
+        elif field == "logprobs":  # a switch in Chat Completions, a number in Completions
+            value = BOOLEAN if "top_logprobs" in table else TAKEN_FIELDS["top_logprobs"]
         else:
             value = TAKEN_FIELDS[field]
         properties[field] = value if field == required else {"anyOf": [value, {"type": "null"}]}

@@ -7,6 +7,7 @@ from typing import Any
 
 from mlflow.pyfunc import PyFuncModel
 
+from steps.wrappers.onnx.engine.logprobs import token_logprobs
 from steps.wrappers.onnx.model import OnnxChatModel
 from steps.wrappers.onnx.output import RequestOutput
 from steps.wrappers.onnx.request import Request, refuse
@@ -77,12 +78,20 @@ class TorchEngine:
     def _continue(self, output: RequestOutput, choice: int) -> None:
         import torch
 
+        request = output.request
+        logits: list[torch.Tensor] = []  # of the last token
+
+        def keep(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            logits[:] = [scores[0].float().cpu()]
+            return scores
+
         def push(ids: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
-            token = int(ids[0, -1])
-            output.push(token, is_end=token in self._ends)
+            token, logprobs = int(ids[0, -1]), None
+            if request.logprobs is not None:
+                logprobs = token_logprobs(logits[0].numpy(), token, request.logprobs)
+            output.push(token, logprobs, is_end=token in self._ends)
             return torch.tensor([output.finished.is_set()], device=ids.device)
 
-        request = output.request
         ids = torch.tensor([request.prompt], device=self._model.device)
         sampling = {"temperature": float(request.temperature), "top_p": float(request.top_p), "top_k": request.top_k}
         torch.manual_seed((request.seed + choice) % 2**63)
@@ -92,5 +101,7 @@ class TorchEngine:
             max_new_tokens=request.max_tokens,
             do_sample=request.temperature > 0,
             stopping_criteria=[push],
+            # It comes before temperature, top_k and top_p, so it sees the model's own logits.
+            logits_processor=[] if request.logprobs is None else [keep],
             **(sampling if request.temperature else {}),
         )

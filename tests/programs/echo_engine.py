@@ -14,7 +14,7 @@ with contextlib.suppress(EOFError, OSError):
         added, dropped = message.get("add", []), message.get("drop", [])
         known += [each["id"] for each in added]
         tokens = [
-            [each["id"], [t]] for each in added if each["stream"] for t in each["prompt"][: each["max_tokens"] - 1]
+            [each["id"], [t], []] for each in added if each["stream"] for t in each["prompt"][: each["max_tokens"] - 1]
         ]
         errors = [[number, "failed", f"dropped {dropped}"] for number in known if dropped]
         connection.send_bytes(json.dumps({"tokens": tokens, "error": errors}).encode())

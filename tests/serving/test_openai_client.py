@@ -96,6 +96,28 @@ def test_prompts_are_continued(server: Server) -> None:
     assert "".join(chunk.choices[0].text for chunk in stream) == answer.choices[0].text
 
 
+def test_log_probabilities_are_given_whole_and_in_a_stream(server: Server) -> None:
+    options = {"model": "tiny", "messages": QUESTION, "logprobs": True, "top_logprobs": 2}
+    whole = server.client().chat.completions.create(**options).choices[0]
+    content = whole.logprobs.content
+    assert "".join(each.token for each in content) == whole.message.content == ANSWER
+    assert all(each.top_logprobs[0].token == each.token and len(each.top_logprobs) == 2 for each in content)
+    assert all(each.logprob <= 0 and bytes(each.bytes).decode() == each.token for each in content)
+    chunks = server.client().chat.completions.create(**options, stream=True)
+    parts = [chunk.choices[0].logprobs for chunk in chunks]
+    assert [each for part in parts if part for each in part.content] == content
+
+
+def test_completions_have_log_probabilities_in_their_own_form(server: Server) -> None:
+    options = {"model": "tiny", "prompt": "The capital of", "max_tokens": 4, "logprobs": 1}
+    choice = server.client().completions.create(**options).choices[0]
+    assert "".join(choice.logprobs.tokens) == choice.text
+    for token, at in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True):
+        assert choice.text[at:].startswith(token)
+    likeliest = [max(each.values()) for each in choice.logprobs.top_logprobs]
+    assert likeliest == choice.logprobs.token_logprobs, "greedy"
+
+
 def test_the_model_is_listed(server: Server) -> None:
     (listed,) = server.client().models.list().data
     assert (listed.id, listed.object) == ("tiny", "model")
@@ -108,7 +130,7 @@ def test_the_model_is_listed(server: Server) -> None:
     ("options", "param", "message"),
     [
         ({"temperature": 3}, "temperature", "temperature=3 is outside 0 to 2"),
-        ({"logprobs": True}, "logprobs", "logprobs=True is not supported"),
+        ({"top_logprobs": 3}, "top_logprobs", "top_logprobs=3 needs logprobs=true"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "is not supported"),
         ({"max_tokens": 10**6}, "max_tokens", "max_tokens=1000000"),
         ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content", "at least 1 character"),

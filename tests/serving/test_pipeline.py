@@ -32,6 +32,17 @@ def test_it_answers_streams_and_repeats_a_seed(server: Server) -> None:
     assert len(set(one)) > 1
 
 
+def test_it_states_the_log_probabilities_that_the_checkpoint_has_whatever_the_temperature(server: Server) -> None:
+    options = {"model": "torch", "messages": QUESTION, "logprobs": True, "top_logprobs": 1, "max_tokens": 3}
+    greedy, sampled = (
+        server.client().chat.completions.create(**options, temperature=each, seed=1).choices[0].logprobs.content
+        for each in (0, 1e-3)
+    )
+    assert [each.token for each in greedy] == ["The", " capital", " of"]
+    assert [each.logprob for each in greedy] == pytest.approx([each.logprob for each in sampled], abs=1e-4)
+    assert [each.top_logprobs[0].logprob for each in greedy] == [each.logprob for each in greedy]
+
+
 def test_it_refuses_what_it_cannot_and_what_the_onnx_wrapper_refuses(server: Server) -> None:
     for options, param in (({"response_format": {"type": "json_object"}}, "response_format"), ({"n": 0}, "n")):
         response = server.post({"messages": QUESTION, **options})

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Trace
 
 from steps.records.traces import experiment_name
-from tests.servers import free_port, process, wait_for
+from tests.servers import NO_JOBS, free_port, process, wait_for
 
 from .conftest import ANSWER, QUESTION, Server, Store, serving, wait_until
 
@@ -137,7 +137,7 @@ def test_no_trace_is_kept_of_a_share_of_zero(models: Store, tmp_path: Path) -> N
 def test_a_store_that_goes_away_costs_traces_and_no_answers(models: Store, tmp_path: Path) -> None:
     port = str(free_port())
     command = ["mlflow", "server", "--backend-store-uri", models.uri, "--workers", "1", "--port", port]
-    with process(*command) as tracking:
+    with process(*command, **NO_JOBS) as tracking:
         wait_for(f"http://127.0.0.1:{port}/health", tracking)
         store, log = Store(f"http://127.0.0.1:{port}"), tmp_path / "log"
         with serving(store, log, "serve.model=models:/tiny/1", MLFLOW_HTTP_REQUEST_MAX_RETRIES="1") as server:

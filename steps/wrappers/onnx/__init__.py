@@ -5,10 +5,12 @@ A request passes these files in this order:
     model.py          what MLflow calls: rows in, answers or chunks out
     signatures.py     the signatures of interface=chat and interface=prompt
     request.py        checks a row: which fields are taken, and what a wrong one is answered
+    messages.py       checks the messages of a chat
     tokenizer.py      chat tokenizer: messages to token ids, as transformers does it
     chat_template.py  compiles the checkpoint's chat template
     output.py         request output: token ids in, text out, until a stop string, an end token or the limit
     detokenizer.py    token ids to text, one at a time
+    logprobs.py       OpenAI's objects for log probabilities
     engine_client.py  starts the engine, sends requests to it, receives tokens from it
     engine/           the engine, a program of its own
 

@@ -5,6 +5,7 @@ other thread of the server would run meanwhile.
 """
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from .engine import __main__ as engine
+from .engine.logprobs import TokenLogprobs
 from .output import RequestOutput
 
 CLOSED = "this model was closed: load it again"
@@ -204,9 +206,9 @@ class EngineProcess:
     def _handle(self, message: dict[str, Any]) -> None:
         """Pass tokens and errors on to the outputs that they are for."""
         stopped = []
-        for number, tokens in message["tokens"]:
+        for number, tokens, logprobs in message["tokens"]:
             if output := self.outputs.get(number):
-                self._push(output, tokens)
+                self._push(output, tokens, logprobs)
                 ended = tokens[-1] in self._end_ids or len(output.tokens) == output.request.max_tokens
                 if ended:
                     self.outputs.pop(number, None)
@@ -218,10 +220,10 @@ class EngineProcess:
         self.stats = message.get("stats", self.stats)
         self.cancel(stopped)
 
-    def _push(self, output: RequestOutput, tokens: list[int]) -> None:
+    def _push(self, output: RequestOutput, tokens: list[int], logprobs: list[TokenLogprobs]) -> None:
         try:
-            for token in tokens:
-                output.push(token, is_end=token in self._end_ids)
+            for token, stated in itertools.zip_longest(tokens, logprobs):
+                output.push(token, stated, is_end=token in self._end_ids)
         except Exception as error:  # noqa: BLE001  # the failure of one output must not fail all others
             output.finish("failed", brief_error(error))
 

@@ -15,20 +15,19 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from .cpus import usable_cpus
 from .engine_client import EngineClient
+from .logprobs import chat_logprobs
+from .messages import Message, read_messages, require_whole_characters
 from .output import RequestOutput
 from .request import (
     Fields,
-    Message,
     Request,
     check_chat_fields,
     check_completion_fields,
     check_prompt_fields,
-    read_messages,
     read_request,
     read_rows,
     read_template_kwargs,
     refuse,
-    require_whole_characters,
 )
 from .tokenizer import ChatTokenizer
 
@@ -172,6 +171,7 @@ class OnnxChatModel(PythonModel):
                     "index": index,
                     "message": {"role": "assistant", "content": output.text},
                     "finish_reason": output.finish_reason,
+                    **_logprobs(output),
                 }
                 for index, output in enumerate(choices)
             ],
@@ -182,8 +182,12 @@ class OnnxChatModel(PythonModel):
         """Yield OpenAI's chunks; the last one, which ends the last choice, has the usage too."""
         header = self._header("chat.completion.chunk")
 
+        stated = [0] * len(choices)  # tokens whose log probability a chunk has stated
+
         def chunk(index: int, delta: Message, reason: str | None = None) -> dict[str, Any]:
-            return {**header, "choices": [{"index": index, "delta": delta, "finish_reason": reason}]}
+            logprobs = _logprobs(choices[index], stated[index]) if stated[index] < len(choices[index].logprobs) else {}
+            stated[index] = len(choices[index].logprobs)
+            return {**header, "choices": [{"index": index, "delta": delta, "finish_reason": reason, **logprobs}]}
 
         for index in range(len(choices)):
             yield chunk(index, {"role": "assistant", "content": ""})
@@ -207,6 +211,12 @@ def _texts(output: RequestOutput, pieces: Pieces) -> Iterator[str]:
     while text := pieces.get()[1]:
         yield text
     output.raise_if_failed()
+
+
+def _logprobs(output: RequestOutput, first: int = 0) -> dict[str, Any]:
+    """Return what a choice says of log probabilities, from token number *first* on; nothing if none was asked for."""
+    found = chat_logprobs(output, first)
+    return {"logprobs": found} if found else {}
 
 
 def _usage(choices: list[RequestOutput]) -> dict[str, int]:

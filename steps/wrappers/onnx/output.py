@@ -10,6 +10,7 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from .detokenizer import Detokenizer
+from .engine.logprobs import TokenLogprobs
 from .request import Request, refuse
 from .tokenizer import ChatTokenizer
 
@@ -35,12 +36,13 @@ class RequestOutput:
         self.id = next(_ids)
         self.request = request
         self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []  # of `tokens` but for an end token, if the request asks for them
         self.text = ""
         self.finish_reason: str | None = None
         self.error: str | None = None
         self.finished = threading.Event()
         self._choice = choice
-        self._decode = tokenizer.decode
+        self.tokenizer = tokenizer
         self._on_text, self._on_finish = on_text, on_finish
         self._detokenizer = Detokenizer(tokenizer) if request.stop or on_text else None
         self._ending = threading.Lock()
@@ -52,11 +54,13 @@ class RequestOutput:
         seed = [self.request.seed % 2**64, self._choice]
         return {"id": self.id, **fields, "seed": seed, "stream": self._detokenizer is not None}
 
-    def push(self, token: int, *, is_end: bool) -> None:
+    def push(self, token: int, logprobs: TokenLogprobs | None = None, *, is_end: bool) -> None:
         """Take the next token; *is_end* says that it is an end token of the model, which is never shown."""
         if self.finished.is_set():
             return
         self.tokens.append(token)
+        if logprobs and not is_end:
+            self.logprobs.append(logprobs)
         last = is_end or len(self.tokens) == self.request.max_tokens
         met_stop = False
         if self._detokenizer:
@@ -66,7 +70,7 @@ class RequestOutput:
                 self._detokenizer.finish()
             met_stop = self._show(self._detokenizer.settled, is_all=last)
         elif last:
-            self.text = self._decode(self.tokens[:-1] if is_end else self.tokens)
+            self.text = self.tokenizer.decode(self.tokens[:-1] if is_end else self.tokens)
         if last or met_stop:
             self.finish("stop" if is_end or met_stop else "length")
 

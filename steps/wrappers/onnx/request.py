@@ -6,7 +6,6 @@
 import dataclasses
 import json
 import math
-import re
 import secrets
 from collections.abc import Mapping
 from reprlib import repr as brief
@@ -16,7 +15,6 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
-Message = dict[str, str]
 Fields = Mapping[str, Any]
 
 PROMPT_FIELDS = ("prompt", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed")
@@ -34,6 +32,8 @@ CHAT_FIELDS: dict[str, str | tuple[object, ...]] = {
     "n": TAKEN,
     "response_format": TAKEN,
     "stream": TAKEN,
+    "logprobs": TAKEN,
+    "top_logprobs": TAKEN,
     "max_completion_tokens": TAKEN,  # OpenAI's newer name of max_tokens
     "chat_template_kwargs": TAKEN,  # as vLLM has it
     "model": ANY,
@@ -47,8 +47,6 @@ CHAT_FIELDS: dict[str, str | tuple[object, ...]] = {
     "stream_options": ANY,  # the last chunk has the usage anyway
     "parallel_tool_calls": ANY,  # there are no tools
     "store": (False,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logit_bias": ({},),
@@ -71,7 +69,7 @@ Any field may be null. The list is that of the openai package 3.57 (CompletionCr
 
 COMPLETION_FIELDS: dict[str, str | tuple[object, ...]] = {
     "prompt": TAKEN,
-    **dict.fromkeys(("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "n", "stream"), TAKEN),
+    **dict.fromkeys(("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "n", "stream", "logprobs"), TAKEN),
     "model": ANY,
     "user": ANY,
     "stream_options": ANY,
@@ -81,12 +79,11 @@ COMPLETION_FIELDS: dict[str, str | tuple[object, ...]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "suffix": ("",),
-    "logprobs": REFUSED,
 }
 """Every field of Completions, OpenAI's older interface to raw prompts, in the same way."""
 
-ROLES = {"system": "system", "user": "user", "assistant": "assistant", "developer": "system"}
-"""The roles of a message, as the chat template gets them."""
+MOST_LOGPROBS = 20
+"""Alternatives to a token, as OpenAI limits them."""
 
 TEMPLATE_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
 """Variables of the chat template that chat_template_kwargs cannot set."""
@@ -105,6 +102,7 @@ class Request:
     stop: tuple[str, ...]
     n: int
     json_schema: str | None
+    logprobs: int | None = None  # alternatives to state beside each token's log probability; None: state neither
 
 
 def refuse(message: str) -> NoReturn:
@@ -170,6 +168,7 @@ def read_request(row: Fields, prompt: list[int], context: int, default_max_token
         stop=read_stop(row),
         n=read_integer(row, "n", 1, 1, 128),
         json_schema=read_json_schema(row),
+        logprobs=read_logprobs(row),
     )
 
 
@@ -211,6 +210,22 @@ def read_stop(row: Fields) -> tuple[str, ...]:
     return tuple(stop)
 
 
+def read_logprobs(row: Fields) -> int | None:
+    """Return how many alternatives *row* wants stated beside each token's log probability, None if it wants none.
+
+    Chat Completions says that in two fields, Completions in one.
+    """
+    if "messages" not in row:
+        return None if row.get("logprobs") is None else read_integer(row, "logprobs", 0, 0, MOST_LOGPROBS)
+    asked = row.get("logprobs", False)
+    if not isinstance(asked, bool):
+        refuse(f"logprobs={brief(asked)} is neither true nor false")
+    alternatives = read_integer(row, "top_logprobs", 0, 0, MOST_LOGPROBS)
+    if alternatives and not asked:
+        refuse(f"top_logprobs={alternatives} needs logprobs=true")
+    return alternatives if asked else None
+
+
 def read_json_schema(row: Fields) -> str | None:
     """Return the JSON schema that response_format asks for, None for plain text."""
     match row.get("response_format"):
@@ -241,57 +256,6 @@ def read_template_kwargs(row: Fields, field: str = "chat_template_kwargs") -> di
         if name in value:
             refuse(f"{field}.{name}={brief(value[name])} is not supported; variables of the template's own are")
     return value
-
-
-def read_messages(row: Fields) -> list[Message]:
-    """Return the messages of *row*: role, content and, where given, name."""
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not messages:
-        refuse(f"messages={brief(messages)} is not a list of at least 1 message")
-    return [_read_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-
-
-def _read_message(message: object, here: str) -> Message:
-    if not isinstance(message, dict):
-        refuse(f"{here}={brief(message)} is not an object with role and content")
-    message = {key: value for key, value in message.items() if value is not None}
-    if isinstance(message.get("content"), list):
-        message["content"] = _join_parts(message["content"], f"{here}.content")
-    for key, value in message.items():
-        if key not in ("role", "content", "name"):
-            refuse(f"{here}.{key}={brief(value)} is not supported; role, content and name are")
-        if not isinstance(value, str):
-            refuse(f"{here}.{key}={brief(value)} is not a string")
-        require_whole_characters(f"{here}.{key}", value)
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        refuse(f"{here}.role={brief(role)} is not one of {', '.join(ROLES)}")
-    if content is None or (content == "" and ROLES[role] != "system"):  # an empty one says: no instructions
-        refuse(f"{here}.content={brief(content)} is not a string of at least 1 character")
-    return {**message, "role": ROLES[role]}
-
-
-def _join_parts(parts: list[Any], here: str) -> str:
-    """Return the text of a content that is given as a list of text parts, one line each as in vLLM."""
-    texts = []
-    for index, part in enumerate(parts):
-        match part:
-            case {"type": "text", "text": str(text)}:
-                texts.append(text)
-            case {"type": kind} if kind != "text":
-                refuse(f"{here}[{index}].type={brief(kind)} is not supported; text is")
-            case _:
-                refuse(f"{here}[{index}]={brief(part)} is not {{'type': 'text', 'text': '...'}}")
-    return "\n".join(texts)
-
-
-def require_whole_characters(field: str, text: str) -> None:
-    """Refuse *text*, the value of *field*, if it has half a surrogate pair: no tokenizer can encode it."""
-    if half := re.search("[\ud800-\udfff]", text):
-        refuse(
-            f"{field} has half a surrogate pair, {half[0]!a}, at character {half.start()}: "
-            "send whole characters (was an emoji cut in two?)"
-        )
 
 
 def read_rows(model_input: object) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ def chat_signature() -> ModelSignature:
         ColSpec(DataType.long, "seed", required=False),
         ColSpec(anything, "response_format", required=False),
         ColSpec(DataType.long, "max_completion_tokens", required=False),
+        ColSpec(DataType.boolean, "logprobs", required=False),
+        ColSpec(DataType.long, "top_logprobs", required=False),
         ColSpec(anything, "chat_template_kwargs", required=False),
     ]
     signature = ModelSignature(inputs=Schema(columns), outputs=CHAT_MODEL_OUTPUT_SCHEMA)

@@ -11,7 +11,8 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
 from .chat_template import compile_template
-from .request import Message, refuse, require_whole_characters
+from .messages import Message, require_whole_characters
+from .request import refuse
 
 ORDINARY = (
     r"<0x[0-9A-F]{2}>|</?([abipsu]|blockquote|br|caption|code|div|em|h[1-6]|hr|img|li|ol|pre|span|strong|sub|sup|table"
@@ -55,6 +56,8 @@ class ChatTokenizer:
         byte_tokens = (self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
         self.byte_ids = frozenset(token for token in byte_tokens if token is not None)
 
+        self._anchor = self._tokenizer.encode("a", add_special_tokens=False).ids[-1]  # any token with text
+
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         self.named_tokens = _named_tokens(config)
         self._template_kwargs = dict(template_kwargs or {})
@@ -93,6 +96,16 @@ class ChatTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of *ids* without control tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def token_text(self, token: int, *, is_first: bool) -> str:
+        """Return the text of *token* where it stands: some tokenizers drop the space of the *first* token of a text.
+
+        The text of a control token is its name. A token that holds part of a character has U+FFFD in its text.
+        """
+        if not self.has_text(token):
+            return self._tokenizer.id_to_token(token) or ""
+        before = [] if is_first else [self._anchor]
+        return self.decode([*before, token])[len(self.decode(before)) :]
 
     def has_text(self, token: int) -> bool:
         """Return whether *token* is shown: neither a control token nor one that only fills up the vocabulary."""

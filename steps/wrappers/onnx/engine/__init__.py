@@ -6,6 +6,7 @@
     prefix_cache.py  KV caches of finished sequences, for prompts that begin alike
     og_model.py      the model's folder, loaded by og
     sampling.py      temperature, top_k and top_p
+    logprobs.py      log probabilities of tokens, for requests that ask for them
     stats.py         what the scheduler is doing, in numbers
 
 It imports neither MLflow nor pandas, so this file has to stay empty.

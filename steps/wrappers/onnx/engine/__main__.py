@@ -5,7 +5,8 @@ over one connection:
 
     to the engine    {"add": [fields of a Sequence, ...]}    {"drop": [id, ...]}
     from the engine  {"ready": true} or {"failed": why}, once; then
-                     {"tokens": [[id, [token, ...]], ...], "error": [[id, "refused" or "failed", why], ...],
+                     {"tokens": [[id, [token, ...], [TokenLogprobs, ...]], ...],
+                      "error": [[id, "refused" or "failed", why], ...],
                       "stats": fields of Stats}, when any of it is new
 """
 

@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from time import monotonic
 
 import numpy as np
+import numpy.typing as npt
 
+from .logprobs import TokenLogprobs, token_logprobs
 from .og_model import PAD, OgModel, Refused, first_line
 from .prefix_cache import PrefixCache
 from .sampling import sampled
@@ -23,8 +25,8 @@ CHUNK_SIZE = 256
 # Batching window: wait this many seconds for each further request, and at most MAX_WINDOW in total.
 WINDOW, MAX_WINDOW = 0.02, 0.05
 
-Tokens = list[tuple[int, list[int]]]
-"""By sequence id: the tokens to send."""
+Tokens = list[tuple[int, list[int], list[TokenLogprobs]]]
+"""By sequence id: the tokens to send, and their log probabilities if asked for."""
 
 Errors = list[tuple[int, str, str]]
 """By sequence id: "refused" or "failed", and why."""
@@ -268,16 +270,17 @@ class Scheduler:
             if batch.computed < len(batch.prompt):
                 return
         running = [(at, sequence) for at, sequence in enumerate(batch.sequences) if not sequence.finished]
-        if any(sequence.temperature for _, sequence in running):
-            logits = np.array(batch.generator.get_logits())  # batch, 1, vocabulary
-            for at, sequence in running:
-                if sequence.temperature:
-                    logits[at, 0] = sampled(logits[at, 0], sequence)
-            batch.generator.set_logits(logits)
+        logits = None
+        if any(sequence.temperature or sequence.logprobs is not None for _, sequence in running):
+            logits = np.array(batch.generator.get_logits())[:, 0]  # batch, vocabulary
+            _sample(batch, running, logits)
         batch.generator.generate_next_token()
         tokens = batch.generator.get_next_tokens()
         for at, sequence in running:
-            self._push(sequence, int(tokens[at]))
+            token = int(tokens[at])
+            if logits is not None and sequence.logprobs is not None:
+                sequence.stated.append(token_logprobs(logits[at], token, sequence.logprobs))
+            self._push(sequence, token)
         if not batch.live:
             self._end(batch)
 
@@ -287,9 +290,9 @@ class Scheduler:
         if sequence.finished:
             self._expected += 0.1 * (len(sequence.tokens) - self._expected)
         if sequence.stream:
-            self._tokens.append((sequence.id, [token]))
+            self._tokens.append((sequence.id, [token], sequence.stated[-1:]))
         elif sequence.finished:
-            self._tokens.append((sequence.id, sequence.tokens))
+            self._tokens.append((sequence.id, sequence.tokens, sequence.stated))
 
     def _end(self, batch: Batch) -> None:
         self._batches.remove(batch)
@@ -299,3 +302,13 @@ class Scheduler:
         self._errors += [(sequence.id, how, why) for sequence in sequences if not sequence.finished]
         for sequence in sequences:
             sequence.finished = True
+
+
+def _sample(batch: Batch, running: list[tuple[int, Sequence]], logits: npt.NDArray[np.float32]) -> None:
+    """Have og choose the next token of each *running* sequence that samples at random; *logits* stay as they are."""
+    if any(sequence.temperature for _, sequence in running):
+        changed = logits.copy()
+        for at, sequence in running:
+            if sequence.temperature:
+                changed[at] = sampled(logits[at], sequence)
+        batch.generator.set_logits(changed[:, None])

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .logprobs import TokenLogprobs
+
 
 @dataclasses.dataclass(eq=False)
 class Sequence:
@@ -21,7 +23,9 @@ class Sequence:
     seed: list[int]
     json_schema: str | None
     stream: bool  # send every token when it is generated, not all at the end
+    logprobs: int | None = None  # send each token's log probability, and those of this many alternatives
     tokens: list[int] = dataclasses.field(default_factory=list)
+    stated: list[TokenLogprobs] = dataclasses.field(default_factory=list)  # of `tokens`, if asked for
     finished: bool = False
 
     @cached_property
