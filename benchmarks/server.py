@@ -1,13 +1,18 @@
-"""How `mlflow run . -e serve` answers 1, 8 and 32 clients, beside `mlflow models serve` of the same model.
+"""How `mlflow run . -e serve` answers 1, 8 and 32 clients, beside other servers of the same model.
 
-    python -m benchmarks.server [--clients 1 8 32] [--requests 4] [--prompt 100] [--tokens 64] [--json FILE]
+    python -m benchmarks.server [--clients 1 8 32] [--requests 4] [--prompt 100] [--tokens 64]
+                                [--rounds 1] [--json FILE] [--onnx FOLDER] [--gguf FILE --llama PYTHON]
 
 Each client sends its next request when the last is answered. Definitions are those of guidellm: time to first token
 (TTFT) from sending a request to its first chunk with text; time per output token (TPOT) is the latency of a request
-over its output tokens; output tokens per second over the whole run. MLflow's server does not stream: it has no TTFT.
-Meanwhile /health (/ping) is asked 20 times a second.
+over its output tokens; output tokens per second over the whole run. Meanwhile /health is asked 20 times a second.
 
-The model is the embedded one's build in fp32, so figures compare servers, not models; `--onnx` names another folder.
+Beside it, in turns: `mlflow models serve`, which does not stream and so has no TTFT; og's bare loop over one batch of
+as many prompts as there are clients, without a server; with --gguf, llama.cpp's server (llama-cpp-python[server], which
+the interpreter PYTHON has), which answers one request at a time.
+
+The model is the embedded one's build in fp32, with random sampling, because its answers are short. --onnx names another
+folder with an ONNX model, whose answers are greedy.
 """
 
 import argparse
@@ -19,19 +24,22 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import httpx
 import mlflow
 
+from benchmarks.contenders import BareLoop
+from benchmarks.report import machine
 from steps.build_onnx_wrapper import log_wrapper
 from steps.checkpoint.onnx_export import build_onnx
 from steps.config.command_line import compose_config
 from steps.config.schema import ROOT, ExecutionProvider
 from steps.records.onnx_recipes import Recipe
+from steps.wrappers.onnx.cpus import usable_cpus
 from tests.servers import free_port, process, wait_for
 
 TINY = ROOT / "models" / "tiny_phi3"
@@ -44,13 +52,17 @@ class Load:
     requests: int
     prompt: int
     tokens: int
+    temperature: float
+
+    def text(self, number: int) -> str:
+        """Return the prompt of the request *number*; each begins differently, so that no prefix cache helps."""
+        return f"{number:07} Write a long story about: " + " ".join(["capital"] * self.prompt)
 
     def body(self, number: int, *, stream: bool) -> dict[str, Any]:
-        """Return the request *number*; each begins differently, so that no prefix cache helps."""
-        text = f"{number} " + " ".join(["capital"] * self.prompt)
-        sampling = {"temperature": 2, "seed": number, "max_tokens": self.tokens}
+        """Return the request *number*."""
+        sampling = {"temperature": self.temperature, "seed": number, "max_tokens": self.tokens}
         streaming = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-        return {"messages": [{"role": "user", "content": text}], **sampling, **streaming}
+        return {"messages": [{"role": "user", "content": self.text(number)}], **sampling, **streaming}
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,17 @@ class Figures:
     ttft_median: float | None
     tpot_median: float
     latency_median: float
-    health_p99: float
+    health_p99: float | None
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server at `url`, whether it streams Chat Completions, and the path that says it lives."""
+
+    name: str
+    url: str
+    streams: bool
+    health: str
 
 
 @contextlib.contextmanager
@@ -96,9 +118,22 @@ def mlflows(uri: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-async def ask_ours(client: httpx.AsyncClient, body: dict[str, Any]) -> Timing:
+@contextlib.contextmanager
+def llama_cpps(gguf: Path, python: str) -> Iterator[str]:
+    """Yield the URL of llama.cpp's server for the model *gguf*."""
+    port = free_port()
+    threads = ("--n_threads", str(usable_cpus()), "--n_threads_batch", str(usable_cpus()))
+    # By default a new request interrupts the one that is being answered.
+    options = ("--n_ctx", "2048", "--interrupt_requests", "false", "--verbose", "false", *threads)
+    command = [python, "-m", "llama_cpp.server", "--model", str(gguf), "--port", str(port), *options]
+    with process(*command) as running:
+        wait_for(f"http://127.0.0.1:{port}/v1/models", running)
+        yield f"http://127.0.0.1:{port}"
+
+
+async def ask_streaming(client: httpx.AsyncClient, body: dict[str, Any]) -> Timing:
     """Stream one answer."""
-    began, first, tokens = time.perf_counter(), None, 0
+    began, first, tokens, texts = time.perf_counter(), None, 0, 0
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         response.raise_for_status()
         async for line in response.aiter_lines():
@@ -107,9 +142,10 @@ async def ask_ours(client: httpx.AsyncClient, body: dict[str, Any]) -> Timing:
             chunk = json.loads(line[6:])
             if first is None and chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
                 first = time.perf_counter() - began
+            texts += bool(chunk["choices"] and chunk["choices"][0]["delta"].get("content"))
             if chunk.get("usage"):
                 tokens = chunk["usage"]["completion_tokens"]
-    return Timing(first, time.perf_counter() - began, tokens)
+    return Timing(first, time.perf_counter() - began, tokens or texts)  # llama.cpp sends no usage
 
 
 async def ask_mlflows(client: httpx.AsyncClient, body: dict[str, Any]) -> Timing:
@@ -120,29 +156,29 @@ async def ask_mlflows(client: httpx.AsyncClient, body: dict[str, Any]) -> Timing
     return Timing(None, time.perf_counter() - began, response.json()[0]["usage"]["completion_tokens"])
 
 
-async def measure(url: str, clients: int, load: Load, *, streams: bool) -> Figures:
-    """Return the figures of the server at *url* under *clients*."""
+async def measure(server: Server, clients: int, load: Load) -> Figures:
+    """Return the figures of *server* under *clients*."""
     timings: list[Timing] = []
     pings: list[float] = []
-    ask = ask_ours if streams else ask_mlflows
+    ask = ask_streaming if server.streams else ask_mlflows
 
     async def one_client(number: int) -> None:
         for at in range(load.requests):
-            timings.append(await ask(client, load.body(number * load.requests + at, stream=streams)))
+            timings.append(await ask(client, load.body(number * load.requests + at, stream=server.streams)))
 
     async def ping() -> None:
         while True:
             began = time.perf_counter()
-            await health.get("/health" if streams else "/ping")
+            await health.get(server.health)
             pings.append(time.perf_counter() - began)
             await asyncio.sleep(0.05)
 
     limits = httpx.Limits(max_connections=clients)
     async with (
-        httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client,
-        httpx.AsyncClient(base_url=url, timeout=600) as health,
+        httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as client,
+        httpx.AsyncClient(base_url=server.url, timeout=600) as health,
     ):
-        await ask(client, load.body(10**6, stream=streams))
+        await ask(client, load.body(10**6, stream=server.streams))
         pinging = asyncio.create_task(ping())
         began = time.perf_counter()
         await asyncio.gather(*map(one_client, range(clients)))
@@ -150,23 +186,50 @@ async def measure(url: str, clients: int, load: Load, *, streams: bool) -> Figur
         pinging.cancel()
     firsts = [timing.first for timing in timings if timing.first is not None]
     return Figures(
-        server="serve" if streams else "mlflow models serve",
+        server=server.name,
         clients=clients,
         tokens_per_second=sum(timing.tokens for timing in timings) / seconds,
         ttft_median=statistics.median(firsts) if firsts else None,
-        tpot_median=statistics.median(timing.latency / timing.tokens for timing in timings),
+        tpot_median=statistics.median(timing.latency / max(1, timing.tokens) for timing in timings),
         latency_median=statistics.median(timing.latency for timing in timings),
         health_p99=statistics.quantiles(pings, n=100)[98] if len(pings) > 1 else max(pings, default=0),
     )
 
 
-def logged(work: Path, onnx: Path | None) -> str:
-    """Log the wrapper of the build *onnx*, by default one of the embedded model; return its URI."""
+def bare_batch(loop: BareLoop, clients: int, load: Load) -> Figures:
+    """Return the figures of og's bare *loop* over a batch of as many prompts as there are *clients*."""
+    tokens, seconds = 0, 0.0
+    for at in range(load.requests):
+        made, taken = loop([load.text(number * load.requests + at) for number in range(clients)], load.tokens)
+        tokens, seconds = tokens + made, seconds + taken
+    latency = seconds / load.requests
+    return Figures("og's bare batch", clients, tokens / seconds, None, latency * clients / tokens, latency, None)
+
+
+def middle(rounds: Sequence[Figures]) -> Figures:
+    """Return the median of each figure over *rounds*."""
+
+    def median(figures: Iterable[float | None]) -> Any:  # noqa: ANN401  # None where there are none
+        known = [each for each in figures if each is not None]
+        return statistics.median(known) if known else None
+
+    return Figures(
+        rounds[0].server,
+        rounds[0].clients,
+        *(median(getattr(each, field.name) for each in rounds) for field in fields(Figures)[2:]),
+    )
+
+
+def built(work: Path) -> Path:
+    """Return the folder of an fp32 build of the embedded model."""
+    build_onnx(TINY, work / "onnx", Recipe("fp32", "fp32"), ExecutionProvider.cpu, work / "builder.log")
+    return work / "onnx"
+
+
+def logged(work: Path, onnx: Path) -> str:
+    """Log the wrapper of the build *onnx*; return its URI."""
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{work}/store.db"
     config = compose_config(["onnx=fp32_cpu"])
-    if onnx is None:
-        onnx = work / "onnx"
-        build_onnx(TINY, onnx, Recipe("fp32", "fp32"), ExecutionProvider.cpu, work / "builder.log")
     experiment = mlflow.create_experiment("server", artifact_location=str(work / "artifacts"))
     with mlflow.start_run(experiment_id=experiment):
         return log_wrapper(onnx, "tiny_phi3", config.question, config.build_onnx_wrapper)
@@ -174,33 +237,55 @@ def logged(work: Path, onnx: Path | None) -> str:
 
 def row(figures: Figures) -> str:
     """Return *figures* as a row of Markdown."""
-    first = "-" if figures.ttft_median is None else f"{1000 * figures.ttft_median:.0f} ms"
+
+    def milliseconds(value: float | None, digits: int = 0) -> str:
+        return "-" if value is None else f"{1000 * value:.{digits}f} ms"
+
     return (
-        f"| {figures.server} | {figures.clients} | {figures.tokens_per_second:.0f} | {first} "
-        f"| {1000 * figures.tpot_median:.1f} ms | {1000 * figures.latency_median:.0f} ms "
-        f"| {1000 * figures.health_p99:.0f} ms |"
+        f"| {figures.server} | {figures.clients} | {figures.tokens_per_second:.0f} | "
+        f"{milliseconds(figures.ttft_median)} | {milliseconds(figures.tpot_median, 1)} | "
+        f"{milliseconds(figures.latency_median)} | {milliseconds(figures.health_p99)} |"
     )
 
 
-def main() -> None:
-    """Measure both servers in turns for every number of clients, and print a table."""
+def read_options() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--requests", type=int, default=4, help="of each client")
     parser.add_argument("--prompt", type=int, default=100, help="tokens, about")
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=1, help="of which the medians are taken")
     parser.add_argument("--onnx", type=Path, help="a folder with an ONNX model")
+    parser.add_argument("--gguf", type=Path, help="the same weights for llama.cpp")
+    parser.add_argument("--llama", default=sys.executable, help="the Python that has llama-cpp-python[server]")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    load = Load(options.requests, options.prompt, options.tokens)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure all servers in turns for every number of clients, and print a table."""
+    options = read_options()
+    load = Load(options.requests, options.prompt, options.tokens, 0 if options.onnx else 2)
     with tempfile.TemporaryDirectory() as work, contextlib.ExitStack() as stack:
-        uri = logged(Path(work), options.onnx)
-        servers = [(stack.enter_context(ours(uri)), True), (stack.enter_context(mlflows(uri)), False)]
+        onnx = options.onnx or built(Path(work))
+        uri = logged(Path(work), onnx)
+        servers = [
+            Server("serve", stack.enter_context(ours(uri)), streams=True, health="/health"),
+            Server("mlflow models serve", stack.enter_context(mlflows(uri)), streams=False, health="/ping"),
+        ]
+        if options.gguf:
+            url = stack.enter_context(llama_cpps(options.gguf, options.llama))
+            servers.append(Server("llama.cpp's server", url, streams=True, health="/v1/models"))
+        loop = BareLoop(onnx, usable_cpus())
         found = []
-        print("| server | clients | tokens/s | TTFT | TPOT | latency | health p99 |\n|---|---|---|---|---|---|---|")
+        print(f"{machine()}\n\n| server | clients | tokens/s | TTFT | TPOT | latency | health p99 |\n|{'---|' * 7}")
         for clients in options.clients:
-            for url, streams in servers:
-                figures = asyncio.run(measure(url, clients, load, streams=streams))
+            rounds: list[list[Figures]] = []
+            for _ in range(options.rounds):
+                taken = [asyncio.run(measure(server, clients, load)) for server in servers]
+                rounds.append([*taken, bare_batch(loop, clients, load)])
+            for figures in map(middle, zip(*rounds, strict=True)):
                 found.append(figures)
                 print(row(figures), flush=True)
     if options.json:
