@@ -202,8 +202,9 @@ def bare_batch(loop: BareLoop, clients: int, load: Load) -> Figures:
     for at in range(load.requests):
         made, taken = loop([load.text(number * load.requests + at) for number in range(clients)], load.tokens)
         tokens, seconds = tokens + made, seconds + taken
-    latency = seconds / load.requests
-    return Figures("og's bare batch", clients, tokens / seconds, None, latency * clients / tokens, latency, None)
+    return Figures(
+        "og's bare batch", clients, tokens / seconds, None, clients * seconds / tokens, seconds / load.requests, None
+    )
 
 
 def middle(rounds: Sequence[Figures]) -> Figures:
