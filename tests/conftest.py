@@ -74,10 +74,12 @@ class FailuresAtOnce:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self.terminal.ensure_newline()
-            reason = report.longreprtext.strip().splitlines()[-1:]
-            self.terminal.write_line(f"{report.nodeid} failed in {report.when}: {' '.join(reason)}")
+            crash = getattr(report.longrepr, "reprcrash", None)
+            reason = crash.message if crash else report.longreprtext.strip().rpartition("\n")[2]
+            self.terminal.write_line(f"{report.nodeid} failed in {report.when}: {reason.partition(chr(10))[0][:300]}")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Print failures at once where pytest prints at all: not in the processes that pytest-xdist starts."""
     terminal = config.pluginmanager.get_plugin("terminalreporter")

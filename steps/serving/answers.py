@@ -76,10 +76,10 @@ class Answers:
 
     def _logprobs(self, index: int) -> JsonObject | None:
         """Return the log probabilities of the choice *index* that were not returned before."""
-        output, first = self._generation.outputs[index], self._stated[index]
-        stated = chat_logprobs(output, first) if self._chat else completion_logprobs(output, first)
-        self._stated[index] = len(output.logprobs)
-        return stated
+        output = self._generation.outputs[index]
+        positions = range(self._stated[index], len(output.logprobs))  # the engine's thread may append more meanwhile
+        self._stated[index] = positions.stop
+        return chat_logprobs(output, positions) if self._chat else completion_logprobs(output, positions)
 
     def _usage(self) -> dict[str, int]:
         prompt, completion = self._generation.prompt_tokens, self._generation.completion_tokens

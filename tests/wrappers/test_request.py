@@ -39,6 +39,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (ask("x", top_p=math.nan), "^top_p=nan is outside 0 to 1$"),
     (ask("x", seed=math.nan), "^seed=nan is outside -9223372036854775808 to 9223372036854775807$"),
     (ask("x", stop=math.nan), "stop=nan is neither"),
+    (ask("x", **{"\ud800": 5}), r"^\\ud800=5 is not supported"),
     (ask("x", max_token=5), "max_token=5 is not supported; messages, max_tokens, "),
     (ask("x", tools=[{"type": "function"}]), r"tools=\[.*\] is not supported"),
     (ask("x", frequency_penalty=0.5), "frequency_penalty=0.5 is not supported"),

@@ -11,33 +11,34 @@ from .output import RequestOutput
 Objects = dict[str, Any]
 
 
-def chat_logprobs(output: RequestOutput, first: int = 0) -> Objects | None:
-    """Return the object of a chat's choice for the tokens from number *first* on; None if none was asked for."""
+def chat_logprobs(output: RequestOutput, positions: range) -> Objects | None:
+    """Return the object of a chat's choice for the tokens at *positions* of the answer; None if none was asked for."""
     if output.request.logprobs is None:
         return None
     content = []
-    for at in range(first, len(output.logprobs)):
+    for at in positions:
         logprob, alternatives = output.logprobs[at]
         others = [_entry(output, at, each, value) for each, value in alternatives]
         content.append({**_entry(output, at, output.tokens[at], logprob), "top_logprobs": others})
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(output: RequestOutput, first: int = 0) -> Objects | None:
+def completion_logprobs(output: RequestOutput, positions: range) -> Objects | None:
     """Return the object of a Completions choice, likewise; its offsets count characters of the answer."""
     if output.request.logprobs is None:
         return None
-    texts = [_text(output, at, output.tokens[at]) for at in range(len(output.logprobs))]
-    offsets = [sum(map(len, texts[:at])) for at in range(len(texts))]
-    alternatives = [
-        {_text(output, at, token): value for token, value in others}
-        for at, (_logprob, others) in enumerate(output.logprobs)
-    ]
+    texts, offsets, alternatives = [], [], []
+    offset = len(output.tokenizer.decode(output.tokens[: positions.start]))
+    for at in positions:
+        texts.append(_text(output, at, output.tokens[at]))
+        offsets.append(offset)
+        offset += len(texts[-1])
+        alternatives.append({_text(output, at, token): value for token, value in output.logprobs[at][1]})
     return {
-        "tokens": texts[first:],
-        "token_logprobs": [logprob for logprob, _others in output.logprobs[first:]],
-        "top_logprobs": alternatives[first:] if output.request.logprobs else None,
-        "text_offset": offsets[first:],
+        "tokens": texts,
+        "token_logprobs": [output.logprobs[at][0] for at in positions],
+        "top_logprobs": alternatives if output.request.logprobs else None,
+        "text_offset": offsets,
     }
 
 

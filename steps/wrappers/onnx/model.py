@@ -171,7 +171,7 @@ class OnnxChatModel(PythonModel):
                     "index": index,
                     "message": {"role": "assistant", "content": output.text},
                     "finish_reason": output.finish_reason,
-                    **_logprobs(output),
+                    **_logprobs(output, range(len(output.logprobs))),
                 }
                 for index, output in enumerate(choices)
             ],
@@ -185,8 +185,9 @@ class OnnxChatModel(PythonModel):
         stated = [0] * len(choices)  # tokens whose log probability a chunk has stated
 
         def chunk(index: int, delta: Message, reason: str | None = None) -> dict[str, Any]:
-            logprobs = _logprobs(choices[index], stated[index]) if stated[index] < len(choices[index].logprobs) else {}
-            stated[index] = len(choices[index].logprobs)
+            positions = range(stated[index], len(choices[index].logprobs))  # the engine's thread may append more
+            stated[index] = positions.stop
+            logprobs = _logprobs(choices[index], positions) if positions else {}
             return {**header, "choices": [{"index": index, "delta": delta, "finish_reason": reason, **logprobs}]}
 
         for index in range(len(choices)):
@@ -213,9 +214,9 @@ def _texts(output: RequestOutput, pieces: Pieces) -> Iterator[str]:
     output.raise_if_failed()
 
 
-def _logprobs(output: RequestOutput, first: int = 0) -> dict[str, Any]:
-    """Return what a choice says of log probabilities, from token number *first* on; nothing if none was asked for."""
-    found = chat_logprobs(output, first)
+def _logprobs(output: RequestOutput, positions: range) -> dict[str, Any]:
+    """Return what a choice says of the log probabilities at *positions*; nothing if none was asked for."""
+    found = chat_logprobs(output, positions)
     return {"logprobs": found} if found else {}
 
 

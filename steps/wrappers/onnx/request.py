@@ -107,7 +107,8 @@ class Request:
 
 def refuse(message: str) -> NoReturn:
     """Raise the error of a request that is wrong."""
-    raise MlflowException.invalid_parameter_value(message)
+    # The name of a field may have half a surrogate pair, which no response could say.
+    raise MlflowException.invalid_parameter_value(message.encode(errors="backslashreplace").decode())
 
 
 def check_chat_fields(row: Fields) -> None:
@@ -217,7 +218,7 @@ def read_logprobs(row: Fields) -> int | None:
     """
     if "messages" not in row:
         return None if row.get("logprobs") is None else read_integer(row, "logprobs", 0, 0, MOST_LOGPROBS)
-    asked = row.get("logprobs", False)
+    asked = False if row.get("logprobs") is None else row["logprobs"]
     if not isinstance(asked, bool):
         refuse(f"logprobs={brief(asked)} is neither true nor false")
     alternatives = read_integer(row, "top_logprobs", 0, 0, MOST_LOGPROBS)
