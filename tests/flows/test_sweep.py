@@ -43,7 +43,7 @@ def swept(flow: Flow, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     It finds the models of an earlier flow; that its trials share what is new, they have to see to themselves.
     """
     folder = flow.copy_to(tmp_path_factory.mktemp("sweep") / "user").folder
-    gate = "+evaluate.gates.small={metric: onnx.cost.size_bytes, max: 1.3e6}"  # block size 32 gives 1.34 MB
+    gate = "+evaluate.gates.small={metric: onnx.cost.size_bytes, max: 1.35e6}"  # block size 32 gives 1.39 MB, 128 gives 1.30
     parameters = [
         "build_onnx_wrapper.block_size=32,128",
         "build_pipeline_wrapper.dtype=auto,float1",
@@ -84,7 +84,7 @@ def test_a_trial_that_failed_is_reported_with_its_reason_and_stops_no_other(swep
     gate, crash = swept.rows[0], swept.rows[1]
     assert gate["verdict"] == "failed"
     assert gate["reason"].startswith("evaluate: onnx.cost.size_bytes ")
-    assert "is above evaluate.gates.small.max=1.3e+06" in gate["reason"]
+    assert "is above evaluate.gates.small.max=1.35e+06" in gate["reason"]
     assert float(gate["onnx.task.accuracy"]) > 0.9, "it was measured all the same"
     assert crash["reason"].startswith("build_pipeline_wrapper: ")
     assert "float1" in crash["reason"]
