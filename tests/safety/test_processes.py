@@ -180,7 +180,7 @@ def test_a_step_ends_when_its_chain_is_gone(number: int) -> None:
         child = psutil.Process(int(line_of(parent)))
         assert line_of(parent) == "watches"
         os.kill(parent.pid, number)
-        child.wait(timeout=300)  # before it ends by itself
+        child.wait(timeout=30)  # before it ends by itself
 
 
 @pytest.mark.slow
@@ -208,7 +208,7 @@ def test_a_chain_whose_launcher_is_gone_closes_the_run_of_a_step_that_does_not_e
         chain = psutil.Process(int(line_of(parent)))
         assert line_of(parent) == "started"
         parent.kill()
-        chain.wait(timeout=300)
+        chain.wait(timeout=30)
     runs = mlflow.MlflowClient().search_runs(["0"])
     assert {run.info.run_name: run.info.status for run in runs} == {"main": "KILLED", "fetch_model": "KILLED"}
 

@@ -98,7 +98,7 @@ class ChatTokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def token_text(self, token: int, *, is_first: bool) -> str:
-        """Return the text of *token* where it stands: some tokenizers drop the space of the *first* token of a text.
+        """Return the text of *token* where it stands: some tokenizers drop the space of the first one.
 
         The text of a control token is its name. A token that holds part of a character has U+FFFD in its text.
         """
