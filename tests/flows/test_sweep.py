@@ -43,7 +43,7 @@ def swept(flow: Flow, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     It finds the models of an earlier flow; that its trials share what is new, they have to see to themselves.
     """
     folder = flow.copy_to(tmp_path_factory.mktemp("sweep") / "user").folder
-    gate = "+evaluate.gates.small={metric: onnx.cost.size_bytes, max: 1.35e6}"  # block size 32 gives 1.39 MB, 128 gives 1.30
+    gate = "+evaluate.gates.small={metric: onnx.cost.size_bytes, max: 1.35e6}"  # blocks of 32: 1.39 MB
     parameters = [
         "build_onnx_wrapper.block_size=32,128",
         "build_pipeline_wrapper.dtype=auto,float1",
