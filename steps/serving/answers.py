@@ -20,7 +20,6 @@ class Answers:
     def __init__(self, generation: Generation, *, chat: bool, stream_usage: bool = False) -> None:
         """With *stream_usage*, every chunk has a usage: null, except for the last."""
         self._generation, self._chat, self.stream_usage = generation, chat, stream_usage
-        self._stated = [0] * len(generation.outputs)  # tokens whose log probability a chunk has stated
         target = generation.served.target
         self._header = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
@@ -77,9 +76,7 @@ class Answers:
     def _logprobs(self, index: int) -> JsonObject | None:
         """Return the log probabilities of the choice *index* that were not returned before."""
         output = self._generation.outputs[index]
-        positions = range(self._stated[index], len(output.logprobs))  # the engine's thread may append more meanwhile
-        self._stated[index] = positions.stop
-        return chat_logprobs(output, positions) if self._chat else completion_logprobs(output, positions)
+        return chat_logprobs(output) if self._chat else completion_logprobs(output)
 
     def _usage(self) -> dict[str, int]:
         prompt, completion = self._generation.prompt_tokens, self._generation.completion_tokens

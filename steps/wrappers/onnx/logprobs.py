@@ -11,22 +11,23 @@ from .output import RequestOutput
 Objects = dict[str, Any]
 
 
-def chat_logprobs(output: RequestOutput, positions: range) -> Objects | None:
-    """Return the object of a chat's choice for the tokens at *positions* of the answer; None if none was asked for."""
+def chat_logprobs(output: RequestOutput) -> Objects | None:
+    """Return the object of a chat's choice for its tokens since the last call; None if none was asked for."""
     if output.request.logprobs is None:
         return None
     content = []
-    for at in positions:
+    for at in output.take_logprobs():
         logprob, alternatives = output.logprobs[at]
         others = [_entry(output, at, each, value) for each, value in alternatives]
         content.append({**_entry(output, at, output.tokens[at], logprob), "top_logprobs": others})
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(output: RequestOutput, positions: range) -> Objects | None:
+def completion_logprobs(output: RequestOutput) -> Objects | None:
     """Return the object of a Completions choice, likewise; its offsets count characters of the answer."""
     if output.request.logprobs is None:
         return None
+    positions = output.take_logprobs()
     texts, offsets, alternatives = [], [], []
     offset = len(output.tokenizer.decode(output.tokens[: positions.start]))
     for at in positions:

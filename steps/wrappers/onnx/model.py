@@ -171,7 +171,7 @@ class OnnxChatModel(PythonModel):
                     "index": index,
                     "message": {"role": "assistant", "content": output.text},
                     "finish_reason": output.finish_reason,
-                    **_logprobs(output, range(len(output.logprobs))),
+                    **_logprobs(output),
                 }
                 for index, output in enumerate(choices)
             ],
@@ -182,13 +182,11 @@ class OnnxChatModel(PythonModel):
         """Yield OpenAI's chunks; the last one, which ends the last choice, has the usage too."""
         header = self._header("chat.completion.chunk")
 
-        stated = [0] * len(choices)  # tokens whose log probability a chunk has stated
-
         def chunk(index: int, delta: Message, reason: str | None = None) -> dict[str, Any]:
-            positions = range(stated[index], len(choices[index].logprobs))  # the engine's thread may append more
-            stated[index] = positions.stop
-            logprobs = _logprobs(choices[index], positions) if positions else {}
-            return {**header, "choices": [{"index": index, "delta": delta, "finish_reason": reason, **logprobs}]}
+            return {
+                **header,
+                "choices": [{"index": index, "delta": delta, "finish_reason": reason, **_logprobs(choices[index])}],
+            }
 
         for index in range(len(choices)):
             yield chunk(index, {"role": "assistant", "content": ""})
@@ -214,9 +212,9 @@ def _texts(output: RequestOutput, pieces: Pieces) -> Iterator[str]:
     output.raise_if_failed()
 
 
-def _logprobs(output: RequestOutput, positions: range) -> dict[str, Any]:
-    """Return what a choice says of the log probabilities at *positions*; nothing if none was asked for."""
-    found = chat_logprobs(output, positions)
+def _logprobs(output: RequestOutput) -> dict[str, Any]:
+    """Return what a choice says of log probabilities since the last call; nothing if none was asked for."""
+    found = chat_logprobs(output)
     return {"logprobs": found} if found else {}
 
 

@@ -43,6 +43,7 @@ class RequestOutput:
         self.finished = threading.Event()
         self._choice = choice
         self.tokenizer = tokenizer
+        self._stated = 0
         self._on_text, self._on_finish = on_text, on_finish
         self._detokenizer = Detokenizer(tokenizer) if request.stop or on_text else None
         self._ending = threading.Lock()
@@ -73,6 +74,12 @@ class RequestOutput:
             self.text = self.tokenizer.decode(self.tokens[:-1] if is_end else self.tokens)
         if last or met_stop:
             self.finish("stop" if is_end or met_stop else "length")
+
+    def take_logprobs(self) -> range:
+        """Return the positions of those `logprobs` that no earlier call has returned: a chunk states only new ones."""
+        new = range(self._stated, len(self.logprobs))  # the engine client's thread may append more meanwhile
+        self._stated = new.stop
+        return new
 
     def finish(self, reason: str, error: str | None = None) -> None:
         """Finish with "stop", "length" or "cancelled", or with "refused", "failed" or "lost" and the *error*.
