@@ -23,6 +23,7 @@ from steps.checkpoint.onnx_export import build_onnx, recipe_of, require_runnable
 from steps.checkpoint.policy import end_tokens
 from steps.checkpoint.snapshot import present
 from steps.config.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
+from steps.extras.calibration import calibrate
 from steps.logged_models.logged_model import logged_folder, record_model, without_bytecode
 from steps.logged_models.requirements import locked
 from steps.records.errors import StepError
@@ -33,7 +34,8 @@ from steps.wrappers import onnx_chat
 from steps.wrappers.onnx import model
 from steps.wrappers.onnx.signatures import chat_signature, prompt_signature
 
-BUILDER_LOG = "builder.log"
+BUILDER_LOG, CALIBRATION_LOG = "builder.log", "calibration.log"
+CALIBRATION = "calibration.json"
 
 
 def run(config: Config, inputs: Inputs) -> Outputs:
@@ -46,6 +48,8 @@ def run(config: Config, inputs: Inputs) -> Outputs:
             require_buildable(snapshot)  # fetch_model skips this check when it fetches for a prebuilt model
             log = Path(work) / BUILDER_LOG
             try:
+                if options.calibration is not None:
+                    snapshot = calibrated(snapshot, options, Path(work))
                 if options.ladder is None:
                     build_onnx(snapshot, onnx, recipe_of(options), options.execution_provider, log)
                 else:
@@ -69,6 +73,18 @@ def run(config: Config, inputs: Inputs) -> Outputs:
             answer = ask(folder, config.question, options)
             mlflow.log_dict({"question": config.question, "answer": answer}, "answer.json")
     return Outputs({"model_uri": uri}, content)
+
+
+def calibrated(snapshot: Path, options: BuildOnnxWrapper, work: Path) -> Path:
+    """Return a folder in *work* with the checkpoint, its weights calibrated; record with what. Raises StepError."""
+    log = work / CALIBRATION_LOG
+    try:
+        made = calibrate(snapshot, work / "calibrated", options, log)
+    finally:
+        if log.is_file():
+            mlflow.log_artifact(str(log))
+    mlflow.log_dict(made, CALIBRATION)
+    return work / "calibrated"
 
 
 def fetch_prebuilt(output: Path, options: BuildOnnxWrapper, *, offline: bool) -> None:

@@ -160,12 +160,26 @@ class Ladder:
 
 
 @dataclass
+class Calibration:
+    """Texts by which int4 weights are rounded: *samples* of *tokens* tokens, each layer in *iterations* steps.
+
+    `file`: a text, or a task (.jsonl) of which the chats are taken; null: texts that the model itself says.
+    """
+
+    file: str | None
+    samples: int
+    tokens: int
+    iterations: int
+
+
+@dataclass
 class BuildOnnxWrapper:
     """What onnxruntime-genai's builder is asked for, and how the wrapper answers.
 
     `precision` to `accuracy_level` are the fields of an `onnx_recipes.Recipe`. With a `ladder` its recipes say them;
     a block size or accuracy level that is given all the same holds for each. `repo_id`, `revision`, `folder` name a
-    ready ONNX folder in a repository; then nothing is built.
+    ready ONNX folder in a repository; then nothing is built. With a `calibration` the linear layers are rounded by it;
+    `algorithm` then concerns the head.
     """
 
     interface: Interface
@@ -177,6 +191,7 @@ class BuildOnnxWrapper:
     block_size: int | None
     accuracy_level: int | None
     ladder: Ladder | None
+    calibration: Calibration | None
     max_tokens: int
     repo_id: str | None
     revision: str | None

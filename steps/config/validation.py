@@ -19,6 +19,7 @@ from steps.config.schema import (
     Harness,
     Ladder,
     Model,
+    Precision,
     Register,
     Source,
     project_path,
@@ -30,6 +31,7 @@ from steps.records.errors import ConfigError
 from steps.records.onnx_recipes import LADDER
 
 EXTRAS = {
+    "build_onnx_wrapper.calibration.samples": ("auto_round", "requirements-calibration.in"),
     "evaluate.harness.tasks": ("lm_eval", "requirements-lm-eval.txt"),
     "register.bom": ("cyclonedx", "requirements-supply-chain.txt"),
     "register.sign_key": ("model_signing", "requirements-supply-chain.txt"),
@@ -69,6 +71,7 @@ def check(config: Config) -> None:
     _check_model(config.model)
     _at_least(1, "build_pipeline_wrapper.max_new_tokens", config.build_pipeline_wrapper.max_new_tokens)
     _check_onnx(config.build_onnx_wrapper)
+    _check_calibration(config.build_onnx_wrapper, config.evaluate)
     _check_evaluate(config.evaluate)
     _check_harness(config.evaluate.harness)
     _check_gates_and_task(config.evaluate)
@@ -128,6 +131,28 @@ def _check_ladder(ladder: Ladder, provider: ExecutionProvider) -> None:
     _require(here, "build_onnx_wrapper.execution_provider", provider.value, expected)
 
 
+def _check_calibration(onnx: BuildOnnxWrapper, evaluate: Evaluate) -> None:
+    calibration, key = onnx.calibration, "build_onnx_wrapper.calibration"
+    if calibration is None:
+        return
+    rounded = onnx.precision is Precision.int4 and onnx.repo_id is None
+    _require(rounded, key, "given", "null, because only int4 weights that are built here are calibrated")
+    for name in ("samples", "tokens", "iterations"):
+        _at_least(1, f"{key}.{name}", getattr(calibration, name))
+    if calibration.file is None:
+        return
+    path = project_path(calibration.file)
+    _require(path.is_file(), f"{key}.file", calibration.file, f"an existing text file or task ({path})")
+    judged = {project_path(name).resolve() for name in (evaluate.task, evaluate.fidelity.text) if name is not None}
+    expected = "a file by which evaluate does not judge: the build would look better than it is"
+    _require(path.resolve() not in judged, f"{key}.file", calibration.file, expected)
+    if path.suffix == ".jsonl":
+        try:
+            read_examples(path, None, None)
+        except (ValueError, OSError) as error:
+            raise ConfigError(str(error)) from error
+
+
 def _check_evaluate(evaluate: Evaluate) -> None:
     task = project_path(evaluate.task)
     expected = f"an existing file, absolute or relative to the project ({task})"
@@ -172,8 +197,8 @@ def _check_gates_and_task(evaluate: Evaluate) -> None:
 
 def _check_extras(values: Mapping[str, object]) -> None:
     for key, (package, file) in EXTRAS.items():
-        installed = not values[key] or importlib.util.find_spec(package) is not None
-        _require(installed, key, values[key], f"{package} in this environment (pip install -r {file})")
+        installed = not values.get(key) or importlib.util.find_spec(package) is not None
+        _require(installed, key, values.get(key), f"{package} in this environment (pip install -r {file})")
 
 
 def _check_name(name: str) -> None:

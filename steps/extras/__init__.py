@@ -3,6 +3,8 @@
 lm_eval.py          asks loaded candidates the tasks of lm-evaluation-harness (requirements-lm-eval.txt)
 lm_eval_model.py    a candidate as the harness sees it
 lm_eval_metrics.py  the results of the harness as metrics
+calibration.py      int4 weights from calibration: what a build asks for (requirements-calibration.in)
+auto_round_int4.py  calibrates a checkpoint, in a process of its own
 ray_cluster.py      the trials of a sweep on a Ray cluster (requirements-ray.in)
 ray_node.py         what a node of the cluster does for a trial
 ray_serve.py        the server as replicas on a Ray cluster (requirements-ray.in)

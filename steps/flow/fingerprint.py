@@ -67,7 +67,7 @@ def fingerprint(step: str, config: Config, inputs: Inputs) -> Fingerprint:
         step,
         sources(step, ladder=config.build_onnx_wrapper.ladder is not None),
         read,
-        digests | _files(step, config) | _harness(step, config.evaluate.harness),
+        digests | _files(step, config) | _harness(step, config.evaluate.harness) | _calibration(step, config),
         hash_file(ROOT / "requirements.txt"),
     )
 
@@ -199,6 +199,17 @@ def _harness(step: str, options: Harness) -> dict[str, str]:
         folder = project_path(options.include_path)
         files = (path for path in files_below(folder) if path.suffix != ".pyc")  # compiled from a task's functions
         found["evaluate.harness.include_path"] = digest(describe(files, folder))
+    return found
+
+
+def _calibration(step: str, config: Config) -> dict[str, str]:
+    """Return the facts that calibration adds if it is used: the library's version, and the user's own file of texts."""
+    options = config.build_onnx_wrapper.calibration
+    if step != "build_onnx_wrapper" or options is None:
+        return {}
+    found = {"auto_round": version("auto-round")}
+    if options.file is not None:
+        found[f"{step}.calibration.file"] = hash_file(project_path(options.file))
     return found
 
 
