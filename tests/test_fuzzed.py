@@ -27,6 +27,9 @@ from steps.records.errors import ConfigError, StepError
 from steps.records.files import File
 from steps.wrappers.onnx.messages import read_messages
 from steps.wrappers.onnx.request import CHAT_FIELDS, check_chat_fields, read_request
+from steps.wrappers.onnx.tools.formats import FORMATS
+from steps.wrappers.onnx.tools.request import read_tools
+from steps.wrappers.onnx.tools.template import ToolSupport
 
 fuzzed = settings(
     max_examples=int(os.environ.get("SLM_FUZZ_CASES", "100")),
@@ -81,7 +84,7 @@ def test_any_text_is_a_value_that_hydra_reads(text: str) -> None:
     assert value is None or isinstance(value, str | int | float | bool | list | dict) or str(value)
 
 
-MESSAGE = fields("role", "content", "name", "type")
+MESSAGE = fields("role", "content", "name", "type", "tool_calls", "tool_call_id")
 EXAMPLE = st.fixed_dictionaries(
     {"id": JSON, "messages": st.one_of(JSON, st.lists(MESSAGE, max_size=3)), "reference": JSON},
     optional={"scorer": JSON, "choices": JSON},
@@ -116,8 +119,9 @@ ROWS = st.builds(
 def test_a_chat_request_is_read_or_refused_as_the_caller_s_mistake(row: dict[str, object]) -> None:
     try:
         check_chat_fields(row)
-        read_messages(row)
-        request = read_request(row, [1, 2, 3], 4096, 16)
+        support = ToolSupport(FORMATS[0], in_system=False, has_calls=True)
+        read_messages(row, support)
+        request = read_request(row, [1, 2, 3], 4096, 16, read_tools(row, support))
     except MlflowException as error:
         assert error.error_code == "INVALID_PARAMETER_VALUE"
         error.message.encode()

@@ -111,5 +111,6 @@ def request_of(trace: Trace) -> Request:
         script=found.get(names.SCRIPT),
         prompt=found.get(names.PROMPT_HASH),
         answers=tuple(found.get(names.ANSWER_HASHES, ())),
-        messages=tuple(asked.get("messages", ())),
+        # A chat with tools cannot be asked again as it was.
+        messages=() if names.TOOLS in found else tuple(asked.get("messages", ())),
     )

@@ -12,7 +12,7 @@ OPERATION, MODEL = "gen_ai.operation.name", "gen_ai.request.model"
 MAX_TOKENS, TEMPERATURE = "gen_ai.request.max_tokens", "gen_ai.request.temperature"
 INPUT_TOKENS, OUTPUT_TOKENS = "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"
 FINISH_REASONS = "gen_ai.response.finish_reasons"
-"""Of each choice: stop, length, cancelled, refused, failed or lost."""
+"""Of each choice: stop, length, tool_calls, cancelled, refused, failed or lost."""
 
 FIRST_TOKEN = "gen_ai.server.time_to_first_token"  # noqa: S105  a duration
 """In seconds; of streams only."""
@@ -22,6 +22,9 @@ ERROR, STATUS = "error.type", "http.response.status_code"
 
 INPUT, OUTPUT = "mlflow.spanInputs", "mlflow.spanOutputs"
 """The texts, with `serve.trace_text` only, in OpenAI's form and under MLflow's names: its UI shows these as a chat."""
+
+TOOLS = "gen_ai.tool.definitions"
+"""The tools that the model was told of, with `serve.trace_text` only."""
 
 FIELD = "slm.refused.field"
 """The field of the request that is wrong."""

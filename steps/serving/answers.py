@@ -33,8 +33,8 @@ class Answers:
         choices = [
             self._choice(
                 index,
-                {"role": "assistant", "content": output.text},
-                output.finish_reason,
+                output.message() if self._chat else {"content": output.text},
+                output.stated_reason,
                 self._logprobs(index),
                 key="message",
             )
@@ -48,10 +48,11 @@ class Answers:
         choices = range(len(self._generation.outputs)) if self._chat else ()
         return [self._chunk(index, {"role": "assistant", "content": ""}, None) for index in choices]
 
-    def piece(self, index: int, text: str) -> JsonObject:
-        """Return the chunk with the next *text* of the choice *index*; without text, the one that ends it."""
-        reason = None if text else self._generation.outputs[index].finish_reason
-        return self._chunk(index, {"content": text} if text else {}, reason, self._logprobs(index))
+    def pieces(self, index: int, text: str) -> list[JsonObject]:
+        """Return the chunks for the next *text* of the choice *index*; without text, those that end it."""
+        output = self._generation.outputs[index]
+        chunks = [self._chunk(index, delta, None, self._logprobs(index)) for delta in output.deltas(text)]
+        return chunks if text else [*chunks, self._chunk(index, {}, output.stated_reason, self._logprobs(index))]
 
     def usage(self) -> JsonObject:
         """Return the chunk after the last choice has ended, with the usage."""

@@ -237,6 +237,9 @@ def read_requests(served: Served, row: JsonObject, *, chat: bool, streaming: boo
             requests = served.model.read_completions(row)
     except MlflowException as error:
         raise refused(error.message) from error
+    except RecursionError as error:
+        message = "the body is nested too deeply"
+        raise refused(message) from error
     return requests
 
 
@@ -264,10 +267,12 @@ async def events(
     """Yield the server-sent events of a stream; one that fails ends with an error's event."""
     for chunk in answers.beginning():
         yield event(chunk)
-    yield event(answers.piece(*first))
+    for chunk in answers.pieces(*first):
+        yield event(chunk)
     try:
-        async for index, text in pieces:
-            yield event(answers.piece(index, text))
+        async for piece in pieces:
+            for chunk in answers.pieces(*piece):
+                yield event(chunk)
     except ApiError as error:
         yield event(error.body)
         return

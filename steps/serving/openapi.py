@@ -4,13 +4,39 @@ from typing import Any
 
 from steps.wrappers.onnx.messages import ROLES
 from steps.wrappers.onnx.request import ANY, CHAT_FIELDS, COMPLETION_FIELDS, MOST_LOGPROBS, REFUSED
+from steps.wrappers.onnx.tools.request import CHOICES
 
 Schema = dict[str, Any]
 
 INTEGER, TEXT, BOOLEAN = {"type": "integer"}, {"type": "string"}, {"type": "boolean"}
+NAME: Schema = {"type": "string", "minLength": 1}
+FUNCTION: Schema = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {"name": NAME, "description": TEXT, "parameters": {"type": "object"}, "strict": BOOLEAN},
+    "additionalProperties": False,
+}
+TOOL: Schema = {
+    "type": "object",
+    "required": ["type", "function"],
+    "properties": {"type": {"const": "function"}, "function": FUNCTION},
+}
+CALL: Schema = {
+    "type": "object",
+    "required": ["id", "type", "function"],
+    "properties": {
+        "id": TEXT,
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "required": ["name", "arguments"],
+            "properties": {"name": NAME, "arguments": TEXT},
+        },
+    },
+}
 MESSAGE: Schema = {
     "type": "object",
-    "required": ["role", "content"],
+    "required": ["role"],  # and content, unless tool_calls is there
     "properties": {
         "role": {"enum": list(ROLES)},
         "content": {
@@ -28,8 +54,28 @@ MESSAGE: Schema = {
             ]
         },
         "name": TEXT,
+        "tool_calls": {"type": "array", "items": CALL},
+        "tool_call_id": NAME,
     },
     "additionalProperties": False,
+}
+CHOICE: Schema = {
+    "anyOf": [
+        {"enum": list(CHOICES)},
+        {
+            "type": "object",
+            "required": ["type", "function"],
+            "properties": {
+                "type": {"const": "function"},
+                "function": {"type": "object", "required": ["name"], "properties": {"name": NAME}},
+            },
+        },
+    ]
+}
+ANSWER: Schema = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {"content": {"type": ["string", "null"]}, "tool_calls": {"type": "array", "items": CALL}},
 }
 TAKEN_FIELDS: dict[str, Schema] = {
     "messages": {"type": "array", "minItems": 1, "items": MESSAGE},
@@ -45,6 +91,9 @@ TAKEN_FIELDS: dict[str, Schema] = {
     "seed": {**INTEGER, "minimum": -(2**63), "maximum": 2**63 - 1},
     "n": {**INTEGER, "minimum": 1, "maximum": 128},
     "response_format": {"type": "object", "required": ["type"], "properties": {"type": TEXT}},
+    "tools": {"type": "array", "items": TOOL},
+    "tool_choice": CHOICE,
+    "parallel_tool_calls": BOOLEAN,
     "stream": BOOLEAN,
     "top_logprobs": {**INTEGER, "minimum": 0, "maximum": MOST_LOGPROBS},
     "chat_template_kwargs": {"type": "object"},
@@ -101,7 +150,7 @@ def answer_schema(kind: str, content: Schema) -> Schema:
     choice = {
         "type": "object",
         "required": ["index", "finish_reason", *content],
-        "properties": {"index": INTEGER, "finish_reason": {"enum": ["stop", "length"]}, **content},
+        "properties": {"index": INTEGER, "finish_reason": {"enum": ["stop", "length", "tool_calls"]}, **content},
     }
     names = {"id": TEXT, "object": {"const": kind}, "created": INTEGER, "model": TEXT, "system_fingerprint": TEXT}
     properties = {**names, "choices": {"type": "array", "items": choice}, "usage": USAGE}
@@ -141,6 +190,6 @@ MEANINGS = {
 
 CHAT = operation(
     request_schema(CHAT_FIELDS, "messages"),
-    answer_schema("chat.completion", {"message": {"type": "object", "required": ["role", "content"]}}),
+    answer_schema("chat.completion", {"message": ANSWER}),
 )
 COMPLETION = operation(request_schema(COMPLETION_FIELDS, "prompt"), answer_schema("text_completion", {"text": TEXT}))

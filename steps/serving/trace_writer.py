@@ -31,7 +31,7 @@ class Record:
     """What is kept of a request that has ended; JSON can hold it. Times are in nanoseconds since 1970.
 
     `attributes` say everything that has no text. `sample`: of the prompt, for its script. `messages`: role and text of
-    each, and `answers`: if texts are to be kept.
+    each, `answers`, and `tools`, as JSON: if texts are to be kept.
     """
 
     chat: bool
@@ -44,6 +44,7 @@ class Record:
     sample: str = ""
     messages: Sequence[Sequence[str]] = ()
     answers: Sequence[str] = ()
+    tools: str = ""
 
 
 def write(records: Sequence[Record]) -> None:
@@ -80,6 +81,8 @@ def span_of(record: Record) -> Span:
             names.INPUT: {"messages": [{"role": role, "content": text} for role, text in record.messages]},
             names.OUTPUT: {"choices": [{"message": {"role": "assistant", "content": text}} for text in record.answers]},
         }
+    if record.tools:
+        attributes[names.TOOLS] = json.loads(record.tools)
     return Span(
         ReadableSpan(
             name=f"{operation} {record.model}",

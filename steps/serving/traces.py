@@ -31,6 +31,7 @@ from steps.serving.generation import Generation
 from steps.serving.metrics import Metrics
 from steps.serving.models import Models, Target
 from steps.serving.trace_writer import Record
+from steps.wrappers.onnx.output import RequestOutput
 from steps.wrappers.onnx.request import CHAT_FIELDS, COMPLETION_FIELDS
 
 QUEUE, BATCH = 1_000, 100
@@ -174,7 +175,8 @@ def record_of(exchange: Exchange, key: bytes, *, keep_text: bool) -> Record:
     elif exchange.error is None and any(each.finish_reason not in ("stop", "length") for each in outputs):
         exchange.status, exchange.error = CANCELLED, "cancelled"
     messages = messages_of(exchange.row, chat=exchange.chat) if generation else []
-    kept = keep_text and sum(len(text) for _role, text in messages) <= MOST_TEXT
+    tools = tools_of(outputs)
+    kept = keep_text and len(tools) + sum(len(text) for _role, text in messages) <= MOST_TEXT
     target = generation.served.target if generation else exchange.target
     assert target is not None
     return Record(
@@ -188,6 +190,7 @@ def record_of(exchange: Exchange, key: bytes, *, keep_text: bool) -> Record:
         messages[-1][1][: names.SAMPLE] if messages else "",
         messages if kept else [],
         [each.text for each in outputs] if kept else [],
+        tools if kept else "",
     )
 
 
@@ -200,7 +203,7 @@ def attributes_of(exchange: Exchange, key: bytes) -> dict[str, Any]:
         found |= {
             names.INPUT_TOKENS: generation.prompt_tokens,
             names.OUTPUT_TOKENS: generation.completion_tokens,
-            names.FINISH_REASONS: [each.finish_reason for each in outputs],
+            names.FINISH_REASONS: [each.stated_reason for each in outputs],
             names.MAX_TOKENS: outputs[0].request.max_tokens,
             names.TEMPERATURE: float(outputs[0].request.temperature),
             names.PROMPT_HASH: hashed(b"|".join(prompts.values()), key),
@@ -231,8 +234,18 @@ def messages_of(row: Mapping[str, Any], *, chat: bool) -> list[tuple[str, str]]:
     if not chat:
         prompts = row["prompt"] if isinstance(row["prompt"], list) else [row["prompt"]]
         return [("user", prompt) for prompt in prompts]
-    contents = [(message["role"], message["content"]) for message in row["messages"]]
-    return [
-        (role, content if isinstance(content, str) else "".join(part["text"] for part in content))
-        for role, content in contents
-    ]
+    return [(message["role"], text_of(message)) for message in row["messages"]]
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """Return the text of *message*, and the calls that it makes, as JSON."""
+    content = message.get("content") or ""
+    text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    return text + json.dumps(calls, ensure_ascii=False) if calls else text
+
+
+def tools_of(outputs: Sequence[RequestOutput]) -> str:
+    """Return the tools that the model was told of, as JSON; nothing if there are none."""
+    use = outputs[0].request.tools if outputs else None
+    return json.dumps(use.tools, ensure_ascii=False) if use else ""

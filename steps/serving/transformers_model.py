@@ -25,8 +25,10 @@ class TransformersModel(OnnxChatModel):
         self.engine: Any = TorchEngine(model.get_raw_model().model)
 
     def read_requests(self, model_input: object, params: dict[str, Any] | None, *, streaming: bool) -> list[Request]:
-        """See OnnxChatModel; without JSON schemas."""
+        """See OnnxChatModel; without JSON schemas, and so without calls that are forced."""
         requests = super().read_requests(model_input, params, streaming=streaming)
+        if any(request.json_schema and request.tools for request in requests):
+            refuse("tool_choice is not supported by the pipeline wrapper, except for 'auto' and 'none'")
         if any(request.json_schema for request in requests):
             refuse("response_format is not supported by the pipeline wrapper, except for {'type': 'text'}")
         return requests

@@ -6,6 +6,7 @@ A request passes these files in this order:
     signatures.py     the signatures of interface=chat and interface=prompt
     request.py        checks a row: which fields are taken, and what a wrong one is answered
     messages.py       checks the messages of a chat
+    tools/            tool calls: what the template does with tools, and how calls are read from answers
     tokenizer.py      chat tokenizer: messages to token ids, as transformers does it
     chat_template.py  compiles the checkpoint's chat template
     output.py         request output: token ids in, text out, until a stop string, an end token or the limit

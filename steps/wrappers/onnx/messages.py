@@ -1,41 +1,61 @@
 """Checks the messages of a chat: roles, and text alone."""
 
-import re
 from reprlib import repr as brief
 from typing import Any
 
-from .request import Fields, refuse
+from .request import Fields, refuse, require_whole_characters
+from .tools.request import read_earlier_calls
+from .tools.template import ToolSupport
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
-ROLES = {"system": "system", "user": "user", "assistant": "assistant", "developer": "system"}
+ROLES = {"system": "system", "user": "user", "assistant": "assistant", "developer": "system", "tool": "tool"}
 """The roles of a message, as the chat template gets them."""
 
+OF_CALLS = {"assistant": "tool_calls", "tool": "tool_call_id"}
+"""What messages of a role may have besides role, content and name, if the model takes tools."""
 
-def read_messages(row: Fields) -> list[Message]:
-    """Return the messages of *row*: role, content and, where given, name."""
+
+def read_messages(row: Fields, support: ToolSupport | str) -> list[Message]:
+    """Return the messages of *row*, for a model with *support* for tools, or a reason why it takes none.
+
+    They have role, content and, where given, name; those that call tools or answer a call have OF_CALLS too.
+    """
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
         refuse(f"messages={brief(messages)} is not a list of at least 1 message")
-    return [_read_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    return [_read_message(message, f"messages[{index}]", support) for index, message in enumerate(messages)]
 
 
-def _read_message(message: object, here: str) -> Message:
+def _read_message(message: object, here: str, support: ToolSupport | str) -> Message:
     if not isinstance(message, dict):
         refuse(f"{here}={brief(message)} is not an object with role and content")
     message = {key: value for key, value in message.items() if value is not None}
     if isinstance(message.get("content"), list):
         message["content"] = _join_parts(message["content"], f"{here}.content")
+    role = message.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        refuse(f"{here}.role={brief(role)} is not one of {', '.join(ROLES)}")
+    calls = message.pop("tool_calls", None) if role == "assistant" else None
+    if isinstance(support, str) and (role == "tool" or calls):
+        name, value = ("role", role) if role == "tool" else ("tool_calls", calls)
+        refuse(f"{here}.{name}={brief(value)} is not supported: {support}")
     for key, value in message.items():
-        if key not in ("role", "content", "name"):
+        if key not in ("role", "content", "name", OF_CALLS.get(role)):
             refuse(f"{here}.{key}={brief(value)} is not supported; role, content and name are")
         if not isinstance(value, str):
             refuse(f"{here}.{key}={brief(value)} is not a string")
         require_whole_characters(f"{here}.{key}", value)
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        refuse(f"{here}.role={brief(role)} is not one of {', '.join(ROLES)}")
-    if content is None or (content == "" and ROLES[role] != "system"):  # an empty one says: no instructions
+    if role == "tool" and not message.get("tool_call_id"):
+        refuse(f"{here}.tool_call_id={brief(message.get('tool_call_id'))} is not the id of a call")
+    if calls:
+        message |= {
+            "tool_calls": read_earlier_calls(calls, f"{here}.tool_calls"),
+            "content": message.get("content", ""),
+        }
+    content = message.get("content")
+    may_be_empty = calls or ROLES[role] in ("system", "tool")  # an empty system message says: no instructions
+    if content is None or (content == "" and not may_be_empty):
         refuse(f"{here}.content={brief(content)} is not a string of at least 1 character")
     return {**message, "role": ROLES[role]}
 
@@ -52,12 +72,3 @@ def _join_parts(parts: list[Any], here: str) -> str:
             case _:
                 refuse(f"{here}[{index}]={brief(part)} is not {{'type': 'text', 'text': '...'}}")
     return "\n".join(texts)
-
-
-def require_whole_characters(field: str, text: str) -> None:
-    """Refuse *text*, the value of *field*, if it has half a surrogate pair: no tokenizer can encode it."""
-    if half := re.search("[\ud800-\udfff]", text):
-        refuse(
-            f"{field} has half a surrogate pair, {half[0]!a}, at character {half.start()}: "
-            "send whole characters (was an emoji cut in two?)"
-        )

@@ -16,7 +16,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from .cpus import usable_cpus
 from .engine_client import EngineClient
 from .logprobs import chat_logprobs
-from .messages import Message, read_messages, require_whole_characters
+from .messages import Message, read_messages
 from .output import RequestOutput
 from .request import (
     Fields,
@@ -28,8 +28,10 @@ from .request import (
     read_rows,
     read_template_kwargs,
     refuse,
+    require_whole_characters,
 )
 from .tokenizer import ChatTokenizer
+from .tools.request import ToolUse, read_tools
 
 Pieces = queue.SimpleQueue[tuple[int, str]]
 """Pieces of text by choice; an empty one ends its choice."""
@@ -113,8 +115,9 @@ class OnnxChatModel(PythonModel):
         requests = []
         for index, row in enumerate(rows):
             try:
-                prompt = self._chat_ids(row, streaming=streaming) if self.is_chat else self._prompt_ids(row)
-                requests.append(read_request(row, prompt, self.engine.context, self.max_tokens))
+                tools = read_tools(row, self.tokenizer.tools) if self.is_chat else None
+                prompt = self._chat_ids(row, tools, streaming=streaming) if self.is_chat else self._prompt_ids(row)
+                requests.append(read_request(row, prompt, self.engine.context, self.max_tokens, tools))
             except MlflowException as error:
                 if len(rows) == 1:
                     raise
@@ -149,11 +152,15 @@ class OnnxChatModel(PythonModel):
             for n in range(request.n)
         ]
 
-    def _chat_ids(self, row: Fields, *, streaming: bool) -> list[int]:
+    def _chat_ids(self, row: Fields, tools: ToolUse | None, *, streaming: bool) -> list[int]:
         check_chat_fields(row)
         if row.get("stream") not in (None, False, streaming):
             refuse(f"stream={brief(row['stream'])} is not for predict; predict_stream streams")
-        return self.tokenizer.encode_chat(read_messages(row), read_template_kwargs(row))
+        messages, variables = read_messages(row, self.tokenizer.tools), read_template_kwargs(row)
+        if tools is None:
+            return self.tokenizer.encode_chat(messages, variables)
+        opening = tools.form.opening if tools.schema else ""
+        return self.tokenizer.encode_chat(messages, variables, tools.tools, opening)
 
     def _prompt_ids(self, row: Fields) -> list[int]:
         check_prompt_fields(row)
@@ -169,8 +176,8 @@ class OnnxChatModel(PythonModel):
             "choices": [
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": output.text},
-                    "finish_reason": output.finish_reason,
+                    "message": output.message(),
+                    "finish_reason": output.stated_reason,
                     **_logprobs(output),
                 }
                 for index, output in enumerate(choices)
@@ -193,12 +200,14 @@ class OnnxChatModel(PythonModel):
         running = len(choices)
         while running:
             index, text = pieces.get()
+            if not text:
+                choices[index].raise_if_failed()
+            for delta in choices[index].deltas(text):
+                yield chunk(index, delta)
             if text:
-                yield chunk(index, {"content": text})
                 continue
-            choices[index].raise_if_failed()
             running -= 1
-            end = chunk(index, {}, choices[index].finish_reason)
+            end = chunk(index, {}, choices[index].stated_reason)
             yield end if running else {**end, "usage": _usage(choices)}
 
     def _header(self, kind: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import threading
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from .detokenizer import Detokenizer
 from .engine.logprobs import TokenLogprobs
+from .messages import Message
 from .request import Request, refuse
 from .tokenizer import ChatTokenizer
 
@@ -42,16 +44,18 @@ class RequestOutput:
         self.error: str | None = None
         self.finished = threading.Event()
         self._choice = choice
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer.showing(request.tools.form.marks) if request.tools else tokenizer
+        self._reader = request.tools.reader() if request.tools else None
+        self._calls = 0  # that were given
         self._stated = 0
         self._on_text, self._on_finish = on_text, on_finish
-        self._detokenizer = Detokenizer(tokenizer) if request.stop or on_text else None
+        self._detokenizer = Detokenizer(self.tokenizer) if request.stop or on_text else None
         self._ending = threading.Lock()
 
     def sequence(self) -> dict[str, Any]:
         """Return what the engine has to know: the fields of its Sequence."""
         fields = {field.name: getattr(self.request, field.name) for field in dataclasses.fields(self.request)}
-        del fields["n"], fields["stop"]  # the engine knows tokens, not text
+        del fields["n"], fields["stop"], fields["tools"]  # the engine knows tokens, not text
         seed = [self.request.seed % 2**64, self._choice]
         return {"id": self.id, **fields, "seed": seed, "stream": self._detokenizer is not None}
 
@@ -74,6 +78,39 @@ class RequestOutput:
             self.text = self.tokenizer.decode(self.tokens[:-1] if is_end else self.tokens)
         if last or met_stop:
             self.finish("stop" if is_end or met_stop else "length")
+
+    @property
+    def stated_reason(self) -> str | None:
+        """The finish reason as OpenAI states it: "tool_calls" where an answer that ended by itself made calls."""
+        return "tool_calls" if self._calls and self.finish_reason == "stop" else self.finish_reason
+
+    def message(self) -> Message:
+        """Return the answer, which is complete, as OpenAI's message."""
+        deltas = self.deltas(self.text) + self.deltas("")
+        calls = [each for delta in deltas for each in delta.get("tool_calls", ())]
+        text = "".join(delta.get("content", "") for delta in deltas)
+        if not calls:
+            return {"role": "assistant", "content": text}
+        whole = [
+            {"id": begun["id"], "type": "function", "function": {**begun["function"], **rest["function"]}}
+            for begun, rest in zip(calls[::2], calls[1::2], strict=True)
+        ]
+        return {"role": "assistant", "content": text or None, "tool_calls": whole}
+
+    def deltas(self, text: str) -> list[Message]:
+        """Return OpenAI's deltas for the next *text* of the answer; none ends it. A call has two: name, arguments."""
+        if self._reader is None:
+            return [{"content": text}] if text else []
+        deltas: list[Message] = []
+        for part in self._reader.push(text) if text else self._reader.finish():
+            if isinstance(part, str):
+                deltas.append({"content": part})
+                continue
+            call = {"index": self._calls, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function"}
+            deltas.append({"tool_calls": [{**call, "function": {"name": part.name, "arguments": ""}}]})
+            deltas.append({"tool_calls": [{"index": self._calls, "function": {"arguments": part.arguments}}]})
+            self._calls += 1
+        return deltas
 
     def take_logprobs(self) -> range:
         """Return the positions of those `logprobs` that no earlier call has returned: a chunk states only new ones."""

@@ -6,14 +6,18 @@
 import dataclasses
 import json
 import math
+import re
 import secrets
 from collections.abc import Mapping
 from reprlib import repr as brief
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
+
+if TYPE_CHECKING:
+    from .tools.request import ToolUse
 
 Fields = Mapping[str, Any]
 
@@ -31,6 +35,9 @@ CHAT_FIELDS: dict[str, str | tuple[object, ...]] = {
     "seed": TAKEN,
     "n": TAKEN,
     "response_format": TAKEN,
+    "tools": TAKEN,
+    "tool_choice": TAKEN,
+    "parallel_tool_calls": TAKEN,
     "stream": TAKEN,
     "logprobs": TAKEN,
     "top_logprobs": TAKEN,
@@ -45,13 +52,10 @@ CHAT_FIELDS: dict[str, str | tuple[object, ...]] = {
     "prompt_cache_options": ANY,
     "prompt_cache_retention": ANY,
     "stream_options": ANY,  # the last chunk has the usage anyway
-    "parallel_tool_calls": ANY,  # there are no tools
     "store": (False,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logit_bias": ({},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -103,12 +107,23 @@ class Request:
     n: int
     json_schema: str | None
     logprobs: int | None = None  # alternatives to state beside each token's log probability; None: state neither
+    schema_field: str = "response_format.json_schema.schema"  # that json_schema is from
+    tools: "ToolUse | None" = None
 
 
 def refuse(message: str) -> NoReturn:
     """Raise the error of a request that is wrong."""
     # The name of a field may have half a surrogate pair, which no response could say.
     raise MlflowException.invalid_parameter_value(message.encode(errors="backslashreplace").decode())
+
+
+def require_whole_characters(field: str, text: str) -> None:
+    """Refuse *text*, the value of *field*, if it has half a surrogate pair: no tokenizer can encode it."""
+    if half := re.search("[\ud800-\udfff]", text):
+        refuse(
+            f"{field} has half a surrogate pair, {half[0]!a}, at character {half.start()}: "
+            "send whole characters (was an emoji cut in two?)"
+        )
 
 
 def check_chat_fields(row: Fields) -> None:
@@ -145,7 +160,9 @@ def _same(value: object, neutral: object) -> bool:
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)  # 0 is not False
 
 
-def read_request(row: Fields, prompt: list[int], context: int, default_max_tokens: int) -> Request:
+def read_request(
+    row: Fields, prompt: list[int], context: int, default_max_tokens: int, tools: "ToolUse | None" = None
+) -> Request:
     """Return *row* checked, for *prompt* and a model whose context holds *context* tokens."""
     free = context - len(prompt)
     if not prompt:
@@ -159,6 +176,7 @@ def read_request(row: Fields, prompt: list[int], context: int, default_max_token
             f"{field}={max_tokens} is more than the {free} tokens that a prompt of {len(prompt)} tokens "
             f"leaves in the context of {context} tokens"
         )
+    forced = tools.schema if tools else None
     return Request(
         prompt=prompt,
         max_tokens=max_tokens,
@@ -168,8 +186,10 @@ def read_request(row: Fields, prompt: list[int], context: int, default_max_token
         seed=read_integer(row, "seed", secrets.randbits(63), -(2**63), 2**63 - 1),
         stop=read_stop(row),
         n=read_integer(row, "n", 1, 1, 128),
-        json_schema=read_json_schema(row),
+        json_schema=forced or read_json_schema(row),
         logprobs=read_logprobs(row),
+        schema_field="tools" if forced else Request.schema_field,
+        tools=tools,
     )
 
 
@@ -241,6 +261,11 @@ def read_json_schema(row: Fields) -> str | None:
                 f"response_format={brief(value)} is none of {{'type': 'text'}}, {{'type': 'json_object'}}, "
                 "{'type': 'json_schema', 'json_schema': {'schema': {...}}}"
             )
+    return json_schema_text(schema)
+
+
+def json_schema_text(schema: Mapping[str, Any]) -> str:
+    """Return *schema* as the engine takes it."""
     # Where white space is free, a small model can go on with it until max_tokens.
     style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     return json.dumps({"x-guidance": style, **schema})

@@ -14,6 +14,9 @@ def chat_signature() -> ModelSignature:
         ColSpec(anything, "stop", required=False),  # a string or a list of strings
         ColSpec(DataType.long, "seed", required=False),
         ColSpec(anything, "response_format", required=False),
+        ColSpec(anything, "tools", required=False),
+        ColSpec(anything, "tool_choice", required=False),
+        ColSpec(DataType.boolean, "parallel_tool_calls", required=False),
         ColSpec(DataType.long, "max_completion_tokens", required=False),
         ColSpec(DataType.boolean, "logprobs", required=False),
         ColSpec(DataType.long, "top_logprobs", required=False),

@@ -1,6 +1,7 @@
 """Chat tokenizer: messages and prompts to token ids, equal to those of transformers."""
 
 import contextlib
+import copy
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +12,10 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
 from .chat_template import compile_template
-from .messages import Message, require_whole_characters
-from .request import refuse
+from .messages import OF_CALLS, Message
+from .request import refuse, require_whole_characters
+from .tools.formats import Objects
+from .tools.template import NO_TEMPLATE, ToolSupport, tool_support
 
 ORDINARY = (
     r"<0x[0-9A-F]{2}>|</?([abipsu]|blockquote|br|caption|code|div|em|h[1-6]|hr|img|li|ol|pre|span|strong|sub|sup|table"
@@ -50,9 +53,10 @@ class ChatTokenizer:
         control = {"<s>", "</s>"}.union(token["content"] for token in special if len(token["content"]) > 1)
         # Templates look for marks such as </think> in what the assistant said, and often leave out the text before.
         self._control = {"assistant": _any_of(control)}
-        self._control["user"] = self._control["system"] = _any_of(control.union(token["content"] for token in marks))
+        everything = _any_of(control.union(token["content"] for token in marks))
+        self._control["user"] = self._control["system"] = self._control["tool"] = everything
 
-        self._special_ids = frozenset(token["id"] for token in special)
+        self._hidden = frozenset(token["id"] for token in special)
         byte_tokens = (self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
         self.byte_ids = frozenset(token for token in byte_tokens if token is not None)
 
@@ -61,30 +65,45 @@ class ChatTokenizer:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         self.named_tokens = _named_tokens(config)
         self._template_kwargs = dict(template_kwargs or {})
-        source = _template_source(folder, config)
+        source, with_tools = _template_sources(folder, config)
         self._template = compile_template(source) if source else None
+        self._with_tools = self._template if with_tools == source else compile_template(str(with_tools))
+        self.tools: ToolSupport | str = NO_TEMPLATE
+        if self._with_tools:
+            self.tools = tool_support(str(with_tools), self._with_tools, {**self.named_tokens, **self._template_kwargs})
 
-    def encode_chat(self, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
-        """Return the ids of *messages* under the chat template, up to where the assistant answers.
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Objects] = (),
+        opening: str = "",
+    ) -> list[int]:
+        """Return the ids of *messages* and *tools* under the chat template, up to where the assistant answers.
 
-        Raises MlflowException if the template is missing, refuses the messages or leaves out a system message.
+        The answer then begins with *opening*. Raises MlflowException if the template is missing, refuses the messages,
+        or leaves out one of the system or of a tool.
         """
         if self._template is None:
             refuse("messages: this model has no chat template; log it with interface=prompt")
-        safe = [{key: self._disarm(value, message["role"]) for key, value in message.items()} for message in messages]
+        safe = [self._safe_message(message) for message in messages]
+        safe_tools = self._disarm(list(tools), "user")
         try:
-            prompt = self.render(safe, template_kwargs)
+            prompt = self.render(safe, template_kwargs, safe_tools)
         except (TemplateError, TypeError) as error:  # TypeError: a variable of chat_template_kwargs of a wrong type
             refuse(f"messages: the model's chat template says: {error}")
         for index, message in enumerate(safe):
-            # A template without a system role either raises or ignores it. Compare with another text, not with no
-            # message: without one, some templates write a system message of their own, which may be the very same.
+            # A template without a role either raises or ignores it. Compare with another text, not with no message:
+            # without one, some templates write a system message of their own, which may be the very same.
             other = {**message, "content": f"{message['content']}x"}
             with contextlib.suppress(TemplateError, TypeError):
                 changed = [*safe[:index], other, *safe[index + 1 :]]
-                if message["role"] == "system" and self.render(changed, template_kwargs) == prompt:
-                    refuse(f"messages[{index}].role='system' is one that the model's chat template leaves out")
-        require_whole_characters("chat_template_kwargs", prompt)  # messages were checked before
+                left_out = message["role"] in ("system", "tool")
+                if left_out and self.render(changed, template_kwargs, safe_tools) == prompt:
+                    role = message["role"]
+                    refuse(f"messages[{index}].role={role!r} is one that the model's chat template leaves out")
+        prompt += opening
+        require_whole_characters("chat_template_kwargs", prompt)  # messages and tools were checked before
         return list(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
 
     def encode_prompt(self, prompt: str) -> list[int]:
@@ -95,7 +114,14 @@ class ChatTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of *ids* without control tokens."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        shown = [token for token in ids if token not in self._hidden]
+        return str(self._tokenizer.decode(shown, skip_special_tokens=False))
+
+    def showing(self, marks: Iterable[str]) -> "ChatTokenizer":
+        """Return this tokenizer with the control tokens *marks* shown, as marks of tool calls have to be."""
+        shown = copy.copy(self)
+        shown._hidden = self._hidden.difference(map(self._tokenizer.token_to_id, marks))
+        return shown
 
     def token_text(self, token: int, *, is_first: bool) -> str:
         """Return the text of *token* where it stands: some tokenizers drop the space of the first one.
@@ -109,21 +135,43 @@ class ChatTokenizer:
 
     def has_text(self, token: int) -> bool:
         """Return whether *token* is shown: neither a control token nor one that only fills up the vocabulary."""
-        return token not in self._special_ids and self._tokenizer.id_to_token(token) is not None
+        return token not in self._hidden and self._tokenizer.id_to_token(token) is not None
 
-    def render(self, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None = None) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Objects] = (),
+    ) -> str:
         """Return *messages* as the checkpoint's chat template writes them: a prompt, as interface=prompt takes it."""
-        assert self._template is not None
-        variables = {**self.named_tokens, **self._template_kwargs, **(template_kwargs or {})}
-        return self._template.render(
-            **variables, messages=messages, tools=None, documents=None, add_generation_prompt=True
-        )
+        template, variables = self._template, {"tools": None}
+        if isinstance(self.tools, ToolSupport) and (
+            tools or any(OF_CALLS.get(each["role"]) in each for each in messages)
+        ):
+            template = self._with_tools
+            messages, variables = self.tools.prepared(messages, tools)
+        assert template is not None
+        named = {**self.named_tokens, **self._template_kwargs, **(template_kwargs or {}), **variables}
+        return template.render(**named, messages=messages, documents=None, add_generation_prompt=True)
 
-    def _disarm(self, text: str, role: str) -> str:
+    def _safe_message(self, message: Message) -> Message:
+        # Templates look for no mark in calls, so nothing that looks like one need be kept there.
+        return {
+            key: self._disarm(value, "user" if key == "tool_calls" else message["role"])
+            for key, value in message.items()
+        }
+
+    def _disarm(self, value: Any, role: str) -> Any:  # noqa: ANN401  # text, or lists and objects of it
+        if isinstance(value, list):
+            return [self._disarm(each, role) for each in value]
+        if isinstance(value, dict):
+            return {self._disarm(key, role): self._disarm(each, role) for key, each in value.items()}
+        if not isinstance(value, str):
+            return value
         control = self._control[role]
-        while control.search(text):  # again: breaking one look-alike may uncover one that overlaps it
-            text = control.sub(lambda match: match[0][0] + BREAK + match[0][1:], text)
-        return text
+        while control.search(value):  # again: breaking one look-alike may uncover one that overlaps it
+            value = control.sub(lambda match: match[0][0] + BREAK + match[0][1:], value)
+        return value
 
 
 def _tokenizer(spec: dict[str, Any], control: list[dict[str, Any]]) -> Tokenizer:
@@ -154,9 +202,12 @@ def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
     return named
 
 
-def _template_source(folder: Path, config: dict[str, Any]) -> str | None:
+def _template_sources(folder: Path, config: dict[str, Any]) -> tuple[str | None, str | None]:
+    """Return the chat template, and the one for chats with tools; it may be the same. Names are transformers'."""
     file = folder / "chat_template.jinja"
     source = file.read_text(encoding="utf-8") if file.exists() else config.get("chat_template")
-    if isinstance(source, list):
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    return source
+    named = {entry["name"]: entry["template"] for entry in source} if isinstance(source, list) else {"default": source}
+    extra = folder / "additional_chat_templates" / "tool_use.jinja"
+    if extra.exists():
+        named["tool_use"] = extra.read_text(encoding="utf-8")
+    return named.get("default"), named.get("tool_use", named.get("default"))

@@ -42,7 +42,10 @@ class OgModel:
         self.is_attention_only = states <= {"past_key_names", "past_value_names", "past_names"}
 
     def generator(self, sequences: int, length: int, json_schema: str | None = None) -> Any:  # noqa: ANN401
-        """Return a greedy og generator of *sequences*, each with a KV cache of *length* tokens. Raises Refused."""
+        """Return a greedy og generator of *sequences*, each with a KV cache of *length* tokens.
+
+        Raises Refused if *json_schema* is not usable: what follows the name of its field.
+        """
         params = self._og.GeneratorParams(self._model)
         params.set_search_options(
             batch_size=sequences,
@@ -60,7 +63,7 @@ class OgModel:
         except RuntimeError as error:
             if not json_schema:
                 raise
-            msg = f"response_format.json_schema.schema is not usable: {first_line(error)}"
+            msg = f"is not usable: {first_line(error)}"
             raise Refused(msg) from error
 
 

@@ -253,7 +253,7 @@ class Scheduler:
                 batch.computed = len(batch.prompt)
                 self._prompt_tokens += ids.size
         except Refused as error:
-            self._fail(sequences, "refused", str(error))
+            self._fail(sequences, "refused", f"{sequences[0].schema_field} {error}")
         except Exception as error:  # noqa: BLE001  # a batch that fails must not end the process
             self._fail(sequences, "failed", f"onnxruntime-genai: {first_line(error)}")
         else:

@@ -23,6 +23,7 @@ class Sequence:
     seed: list[int]
     json_schema: str | None
     stream: bool  # send every token when it is generated, not all at the end
+    schema_field: str = ""  # the field of the request that has it
     logprobs: int | None = None  # send each token's log probability, and those of this many alternatives
     tokens: list[int] = dataclasses.field(default_factory=list)
     stated: list[TokenLogprobs] = dataclasses.field(default_factory=list)  # of `tokens`, if asked for
