@@ -2,11 +2,11 @@
 
     python -m benchmarks.calibrated CHECKPOINT [LIBRARY ...] [--python ENVIRONMENT/bin/python] [--work build/calibrated]
 
-CHECKPOINT is a folder as `benchmarks.smollm2` makes it. Each LIBRARY (gptqmodel, auto_round) calibrates it with texts
-that the checkpoint itself says, half of them as a user and half as plain text; `benchmarks.recipes` measures on other
-texts. The builder then takes the packed weights, and makes the head, which a calibrated checkpoint has in full: in 4
-bits or in 8. Without --python, this environment has the libraries: `pip install auto-round` goes with requirements.txt,
-`pip install gptqmodel` needs an environment of its own. What is below --work is not made again. Prints Markdown.
+CHECKPOINT is a folder as `benchmarks.smollm2` makes it. Each LIBRARY (auto_round, gptqmodel) calibrates it with texts
+that the checkpoint itself says; `benchmarks.recipes` measures on other texts. onnxruntime-genai's builder takes the
+packed weights, and makes the head, which a calibrated checkpoint has in full: in 4 bits or in 8. auto_round needs
+requirements-calibration.in; gptqmodel needs other versions than requirements.txt has, so --python names an environment
+of its own. What is below --work is not made again. Prints Markdown.
 """
 
 import argparse
@@ -17,62 +17,61 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from benchmarks import calibrators
+from benchmarks import by_gptqmodel
 from benchmarks.recipes import ROOT, SECONDS, TEXTS, Build, build, reference_logits, size, texts_of
 from benchmarks.report import machine
+from steps.extras.auto_round_int4 import Texts, own_texts, round_weights
 from steps.records.onnx_recipes import Recipe
 
-LIBRARIES = ("gptqmodel", "auto_round")
+LIBRARIES = ("auto_round", "gptqmodel")
 SAMPLED, TEXT_TOKENS = 96, 512
 """Calibration texts, and tokens of each."""
-
-LIKELIEST = 200
-"""Of how many tokens, the likeliest ones, the next one of a calibration text is drawn."""
 
 INT4 = Recipe("int4", "int4")
 HEAD_IN_8_BITS = Recipe("int4, head in 8 bits (`k_quant_last`)", "int4", algorithm="k_quant_last")
 MIXED = Recipe("int4_mixed", "int4", algorithm="k_quant_mixed")
 
 
-def sampled_texts(checkpoint: Path, file: Path) -> Path:
-    """Return *file* with the token ids of texts that the checkpoint says, sampled unless it is there."""
-    if file.exists():
-        return file
+def loaded(checkpoint: Path) -> tuple[Any, Any]:
+    """Return model and tokenizer of *checkpoint*."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    user = str(tokenizer.apply_chat_template([{"role": "user", "content": "@@"}], tokenize=False)).partition("@@")[0]
-    starts = (tokenizer(user, add_special_tokens=False)["input_ids"], tokenizer.encode(tokenizer.unk_token))
-    texts: list[list[int]] = []
-    for start in starts:
-        ids = torch.tensor([start] * (SAMPLED // len(starts)))
-        new, cache = ids, None
-        # Not model.generate, which ends a text at an end token: all have the same length.
-        with torch.inference_mode():
-            while ids.shape[1] < TEXT_TOKENS:
-                said = model(new, past_key_values=cache, use_cache=True)
-                cache, logits = said.past_key_values, said.logits[:, -1]
-                logits = logits.masked_fill(logits < logits.topk(LIKELIEST).values[:, -1:], -torch.inf)
-                new = torch.multinomial(logits.softmax(-1), 1)
-                ids = torch.cat([ids, new], 1)
-        texts += ids.tolist()
-    random.Random(0).shuffle(texts)
-    file.write_text(json.dumps(texts))
-    return file
+    return model, AutoTokenizer.from_pretrained(checkpoint)
 
 
-def calibrated(library: str, checkpoint: Path, texts: Path, folder: Path, python: str, options: list[str]) -> Path:
+def sampled_texts(checkpoint: Path, file: Path) -> Texts:
+    """Return the texts in *file*, which the checkpoint says unless the file is there."""
+    if not file.exists():
+        import torch
+
+        torch.manual_seed(0)
+        texts = own_texts(*loaded(checkpoint), SAMPLED, TEXT_TOKENS)
+        random.Random(0).shuffle(texts)
+        file.write_text(json.dumps(texts))
+    found: Texts = json.loads(file.read_text())
+    return found
+
+
+def calibrated(library: str, checkpoint: Path, texts: Texts, folder: Path, options: argparse.Namespace) -> Path:
     """Return *folder* with the checkpoint that *library* calibrated, made unless it is there."""
-    if not folder.exists():
-        started = time.perf_counter()
-        command = [python, calibrators.__file__, library, str(checkpoint), str(texts), str(folder), *options]
-        # Else the library would find this folder's modules before its own.
+    if folder.exists():
+        return folder
+    started = time.perf_counter()
+    if library == "auto_round":
+        settings = {"block_size": INT4.block_size, "symmetric": options.symmetric, "iterations": options.iterations}
+        round_weights(*loaded(checkpoint), texts, folder, settings)
+    else:
+        some = folder.with_name(f"{folder.name}.json")
+        some.write_text(json.dumps(texts))
+        command = [options.python, by_gptqmodel.__file__, str(checkpoint), str(some), str(folder), str(INT4.block_size)]
+        command += ["--symmetric"] if options.symmetric else []
+        # Else the library would find the modules of this folder before its own.
         subprocess.run(command, env=os.environ | {"PYTHONSAFEPATH": "1"}, stdout=subprocess.DEVNULL, check=True)
-        (folder / SECONDS).write_text(str(time.perf_counter() - started))
+    (folder / SECONDS).write_text(str(time.perf_counter() - started))
     return folder
 
 
@@ -81,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Calibrate a checkpoint to int4, build it, and measure the builds.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("libraries", nargs="*", metavar="LIBRARY", help=", ".join(LIBRARIES))
-    parser.add_argument("--python", default=sys.executable, help="of an environment with the libraries")
+    parser.add_argument("--python", default=sys.executable, help="of an environment with gptqmodel")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "calibrated", help="keeps what was made")
     parser.add_argument("--samples", type=int, default=64, help=f"how many of the {SAMPLED} texts a library gets")
     parser.add_argument("--iterations", type=int, default=50, help="of auto_round")
@@ -95,14 +94,12 @@ def main() -> None:
         recipe.name: build(recipe, checkpoint, work / recipe.algorithm) for recipe in (INT4, HEAD_IN_8_BITS, MIXED)
     }
     seconds = dict.fromkeys(folders, "")
-    settings = [*(["--symmetric"] if options.symmetric else []), "--samples", str(options.samples)]
-    settings += ["--iterations", str(options.iterations)]
-    kind = "symmetric" if options.symmetric else "zero_points"
+    kind = "symmetric" if options.symmetric else "zero points"
     for library in options.libraries or LIBRARIES:
-        texts = sampled_texts(checkpoint, work / "texts.json")
-        made = calibrated(library, checkpoint, texts, work / f"{library}_{kind}", options.python, settings)
+        texts = sampled_texts(checkpoint, work / "texts.json")[: options.samples]
+        made = calibrated(library, checkpoint, texts, work / f"{library}_{kind.replace(' ', '_')}", options)
         for recipe, head in ((INT4, "4 bits"), (HEAD_IN_8_BITS, "8 bits")):
-            name = f"{library}, {kind.replace('_', ' ')}, head in {head}"
+            name = f"{library}, {kind}, head in {head}"
             folders[name] = build(recipe, made, work / f"{made.name}_{recipe.algorithm}")
             seconds[name] = f"{float((made / SECONDS).read_text()):.0f}"
     measured = texts_of(checkpoint, [ROOT / name for name in TEXTS], options.tokens, TEXT_TOKENS)
