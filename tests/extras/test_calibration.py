@@ -4,6 +4,7 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import onnx
 import pytest
@@ -16,7 +17,7 @@ from steps.extras.auto_round_int4 import own_texts, pieces
 from steps.extras.calibration import calibrate
 from steps.flow.fingerprint import differences, fingerprint
 from steps.records.errors import ConfigError, StepError
-from tests.conftest import TINY
+from tests.conftest import TINY, do_step
 from tests.families import logits_of
 
 EXTRA = pytest.mark.skipif(find_spec("auto_round") is None, reason="pip install -r requirements-calibration.in")
@@ -112,3 +113,16 @@ def test_the_build_takes_the_calibrated_weights_packed_and_the_checkpoints_own_o
         expected = model(torch.tensor([tokens])).logits[0].numpy()
     same = logits_of(tmp_path / "onnx", tokens).argmax(1) == expected.argmax(1)
     assert np.mean(same) > 0.9
+
+
+@EXTRA
+@pytest.mark.slow
+def test_the_step_records_with_what_it_calibrated_and_its_model_answers(store: str) -> None:
+    fetched = do_step("fetch_model", compose_config([]))
+    built = do_step("build_onnx_wrapper", compose_config([*FEW, f"fetch_run_id={fetched.info.run_id}"]))
+    made, answer = (
+        json.loads(mlflow.artifacts.load_text(f"{built.info.artifact_uri}/{name}.json"))
+        for name in ("calibration", "answer")
+    )
+    assert (made["file"], made["samples"], made["iterations"]) == (None, 4, 2)
+    assert answer["answer"].startswith("The capital of ")
