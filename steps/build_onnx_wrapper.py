@@ -29,7 +29,7 @@ from steps.logged_models.requirements import locked
 from steps.records.errors import StepError
 from steps.records.files import describe, digest, files_below
 from steps.records.step import Inputs, Outputs
-from steps.records.tags import DIGEST, END_TOKENS
+from steps.records.tags import CALIBRATED, DIGEST, END_TOKENS
 from steps.wrappers import onnx_chat
 from steps.wrappers.onnx import model
 from steps.wrappers.onnx.signatures import chat_signature, prompt_signature
@@ -84,6 +84,9 @@ def calibrated(snapshot: Path, options: BuildOnnxWrapper, work: Path) -> Path:
         if log.is_file():
             mlflow.log_artifact(str(log))
     mlflow.log_dict(made, CALIBRATION)
+    whose = f"{made['file']} (sha256 {made['sha256']})" if made["file"] else "the model itself"
+    library = f"auto-round {made['auto_round']}"
+    mlflow.set_tag(CALIBRATED, f"{library}, {made['samples']} texts of {made['tokens']} tokens of {whose}")
     return work / "calibrated"
 
 

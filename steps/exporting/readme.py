@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 
 from steps.config.schema import RECIPE_KEYS
-from steps.records.tags import RECIPE
+from steps.records.tags import CALIBRATED, RECIPE
 
 SCORES = "\n## What it scored\n"
 """The heading in a version's description under which its figures stand."""
@@ -50,4 +50,5 @@ def recipe_of(tags: Mapping[str, str]) -> str:
     """Return in one line how the weights of the version with *tags* were quantised."""
     chosen = f"`{tags[RECIPE]}`, chosen by onnx=auto; " if RECIPE in tags else ""
     values = {key: tags.get(f"onnx.{key}") for key in RECIPE_KEYS}
-    return chosen + ", ".join(f"{key} {value}" for key, value in values.items() if value)
+    calibrated = f"; rounded by {tags[CALIBRATED]}" if CALIBRATED in tags else ""
+    return chosen + ", ".join(f"{key} {value}" for key, value in values.items() if value) + calibrated

@@ -29,6 +29,9 @@ SNAPSHOT_BYTES = "fetch_model.snapshot.bytes"
 RECIPE = "onnx.recipe"
 """Which recipe onnx=auto chose: on the run of build_onnx_wrapper, and on a registered version."""
 
+CALIBRATED = "onnx.calibration"
+"""By which library and texts int4 weights were rounded: on build_onnx_wrapper's run, and on a registered version."""
+
 VERDICT = "verdict"
 """The verdict of evaluate's gates."""
 

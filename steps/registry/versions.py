@@ -17,7 +17,7 @@ from steps.logged_models.logged_model import checked_model
 from steps.records.artifacts import GATES, missing_artifact
 from steps.records.errors import StepError
 from steps.records.files import hash_text
-from steps.records.tags import CONTENT, GATES_DIGEST, RECIPE, outputs
+from steps.records.tags import CALIBRATED, CONTENT, GATES_DIGEST, RECIPE, outputs
 
 
 def passed_gates(evaluate: Run) -> str:
@@ -74,7 +74,7 @@ def _onnx_tags(built: Run) -> dict[str, str]:
         ready = _manifest(built)
         origin = {"onnx.location": ready.location, "onnx.revision": ready.revision, "onnx.folder": options["folder"]}
     else:
-        origin = {RECIPE: built.data.tags[RECIPE]} if RECIPE in built.data.tags else {}
+        origin = {tag: built.data.tags[tag] for tag in (RECIPE, CALIBRATED) if tag in built.data.tags}
         named = [*RECIPE_KEYS, *named]
     return origin | {f"onnx.{name}": options.get(name, "") for name in named}
 

@@ -20,6 +20,7 @@ TAGS = {
 }
 BUILT = TAGS | {"onnx.precision": "int4", "onnx.block_size": "32", "onnx.algorithm": ""}
 CHOSEN = BUILT | {"onnx.recipe": "int4_mixed"}
+ROUNDED = BUILT | {"onnx.calibration": "auto-round 1, 4 texts of 48 tokens of the model itself"}
 PREBUILT = TAGS | {"onnx.location": "someone/echo-onnx", "onnx.folder": "cpu", "onnx.revision": "f" * 40}
 SCORES = Scores(
     "| | onnx |\n|---|---|\n| Right answers | 99 % |\n", ["onnx.task.accuracy keeps 0.9"], 60, "data/x.jsonl"
@@ -36,6 +37,7 @@ def text(tags: dict[str, str], card: str | None = None, question: str = "What's 
     [
         (BUILT, "**Recipe:** precision int4, block_size 32\n"),
         (CHOSEN, "**Recipe:** `int4_mixed`, chosen by onnx=auto; precision int4, block_size 32\n"),
+        (ROUNDED, "block_size 32; rounded by auto-round 1, 4 texts of 48 tokens of the model itself\n"),
         (PREBUILT, "**ONNX:** `someone/echo-onnx`, folder `cpu`, at revision `" + "f" * 40),
     ],
 )

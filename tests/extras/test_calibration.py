@@ -125,4 +125,5 @@ def test_the_step_records_with_what_it_calibrated_and_its_model_answers(store: s
         for name in ("calibration", "answer")
     )
     assert (made["file"], made["samples"], made["iterations"]) == (None, 4, 2)
+    assert built.data.tags["onnx.calibration"].endswith(", 4 texts of 48 tokens of the model itself")
     assert answer["answer"].startswith("The capital of ")
