@@ -117,7 +117,7 @@ def _load(folder: Path) -> Any:  # noqa: ANN401  # of the class that the model b
     if "transformers" in flavours:
         return TransformersModel(model, folder)
     wrapper = model.unwrap_python_model()
-    if not hasattr(wrapper, "read_completions"):
+    if not hasattr(getattr(wrapper, "tokenizer", None), "tools"):  # the newest part of what is asked of it
         msg = f"the model in {folder} is neither of the transformers flavour nor an ONNX wrapper of this version"
         raise StepError(msg)
     return wrapper

@@ -1,5 +1,6 @@
 """Traces that the server wrote, read as requests: of one version, not too old, not too many."""
 
+import json
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from steps.monitoring.window import read_window
 from steps.records import traces as names
 from steps.records.errors import StepError
 from steps.serving.trace_writer import Record, write
+from tests.tool_templates import tool
 
 
 def record(version: str, hours_ago: float, tokens: int, **changes: object) -> Record:
@@ -69,6 +71,13 @@ def test_a_request_is_read_as_it_was_written() -> None:
     assert old.messages == ()
     (refused,) = [each for each in read_window("echo", "2", None, 100) if not each.answered]
     assert (refused.refused, refused.reason) == (True, "invalid_value: top_p")
+
+
+def test_a_chat_with_tools_has_no_messages_because_it_cannot_be_asked_again_as_it_was(store: str) -> None:
+    tools = json.dumps([tool("f")])
+    write([record("1", 1, 11, messages=[("user", "x")], answers=["y"], tools=tools)])
+    (found,) = read_window("echo", "1", None, 100)
+    assert (found.messages, found.answered) == ((), True)
 
 
 @pytest.mark.parametrize(("version", "hours"), [("3", None), ("1", 0.5)])

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import mlflow
 import openai
 import pytest
@@ -18,6 +19,7 @@ from steps.build_onnx_wrapper import log_wrapper
 from steps.build_pipeline_wrapper import log_pipeline
 from steps.config.command_line import compose_config
 from tests.conftest import ROOT, TINY
+from tests.servers import serving as mlflow_serving
 from tests.tool_templates import tool
 
 from .conftest import QUESTION, Server, Store, serving, wait_until
@@ -103,11 +105,12 @@ def test_a_function_that_is_named_is_called_with_arguments_of_its_schema(server:
 
 def test_required_makes_a_call_of_one_of_the_tools_in_every_choice(server: Server) -> None:
     options = {"model": "x", "messages": QUESTION, "tools": TOOLS, "tool_choice": "required", "n": 3, "temperature": 2}
-    choices = server.client().chat.completions.create(**options).choices
-    names = [call.function.name for choice in choices for call in choice.message.tool_calls]
-    assert len(names) == 3
-    assert set(names) <= {"get_weather", "get_time"}
-    assert len({call.id for choice in choices for call in choice.message.tool_calls}) == 3
+    answer = server.client().chat.completions.create(**options)
+    calls = [call for choice in answer.choices for call in choice.message.tool_calls]
+    assert len(calls) == len({call.id for call in calls}) == 3
+    assert {call.function.name for call in calls} <= {"get_weather", "get_time"}
+    free = server.client().chat.completions.create(**{**options, "tool_choice": "auto", "n": 1})
+    assert answer.usage.prompt_tokens > free.usage.prompt_tokens, "the prompt ends with what begins a call"
 
 
 def test_a_forced_call_is_streamed_as_its_name_and_its_arguments(server: Server) -> None:
@@ -196,12 +199,12 @@ def test_a_whole_call_before_the_limit_is_given_and_the_limit_stated(reciting: S
 
 
 def test_traces_and_metrics_say_how_an_answer_with_calls_ended(reciting: Server, models: Store) -> None:
-    before = reciting.metric("slm:traces_written_total")
     stopped = reciting.metric("vllm:request_success_total", finished_reason="stop")
     message = ask(reciting, answer=CALL).message
     result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "It is warm."}
     ask(reciting, answer="It is warm.", messages=[*QUESTION, message, result])
-    wait_until(lambda: reciting.metric("slm:traces_written_total") >= before + 2)
+    asked = reciting.metric("slm:responses_total", path="/v1/chat/completions")
+    wait_until(lambda: reciting.metric("slm:traces_written_total") == asked)
     assert reciting.metric("vllm:request_success_total", finished_reason="stop") == stopped + 2
     first, second = (attributes(trace) for trace in traces_of(models.uri, "reciting")[-2:])
     assert first["gen_ai.response.finish_reasons"] == ["tool_calls"]
@@ -230,6 +233,43 @@ def test_a_wrong_request_is_refused_by_the_name_of_the_field(
     assert refused.value.param == param
     assert message in refused.value.message
     assert "\n" not in refused.value.message
+
+
+def test_tools_that_are_nested_too_deeply_are_the_caller_s_mistake(server: Server) -> None:
+    nested: dict[str, Any] = {}
+    for at in range(800):
+        nested = {"items": nested}
+        if at not in (40, 400, 799):
+            continue
+        answer = server.post({"messages": QUESTION, "tools": [tool("f", a=nested)], "tool_choice": "required"})
+        assert answer.status_code in (200, 400), answer.text
+    body = f'{{"messages": [{{"role": "user", "content": "x"}}], "tools": {"[" * 900}{"]" * 900}}}'
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=headers, timeout=600)
+    assert answer.status_code == 400, answer.text
+
+
+def test_mlflow_models_serve_makes_and_reads_calls_too(models: Store) -> None:
+    with mlflow_serving("models:/tiny/1", models.uri) as url:
+        body = {"messages": QUESTION, "tools": TOOLS, "tool_choice": "required"}
+        (answer,) = httpx.post(f"{url}/invocations", json=body, timeout=600).json()
+    (choice,) = answer["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
+    assert call["function"]["name"] in ("get_weather", "get_time")
+    assert json.loads(call["function"]["arguments"])
+
+
+def test_predict_stream_gives_calls_as_the_server_does(models: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", models.uri)
+    model = mlflow.pyfunc.load_model("models:/reciting/1")
+    said = {"messages": QUESTION, "tools": TOOLS, "chat_template_kwargs": {"answer": f"I look. {CALL}"}}
+    chunks = list(model.predict_stream({**said, "max_tokens": 100}))
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    (begun,), (rest,) = (each["tool_calls"] for each in deltas if "tool_calls" in each)
+    assert "".join(each.get("content", "") for each in deltas) == "I look."
+    assert (begun["function"]["name"], rest["function"]["arguments"]) == ("get_weather", '{"city": "Madrid"}')
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
 def test_the_pipeline_wrapper_reads_tools_but_forces_no_call(models: Store, server: Server, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class ChatTokenizer:
         safe_tools = self._disarm(list(tools), "user")
         try:
             prompt = self.render(safe, template_kwargs, safe_tools)
-        except (TemplateError, TypeError) as error:  # TypeError: a variable of chat_template_kwargs of a wrong type
+        except Exception as error:  # noqa: BLE001  # whatever a template makes of the variables and tools of a request
             refuse(f"messages: the model's chat template says: {error}")
         for index, message in enumerate(safe):
             # A template without a role either raises or ignores it. Compare with another text, not with no message:

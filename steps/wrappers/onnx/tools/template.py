@@ -7,7 +7,7 @@ from hashlib import sha256
 from itertools import takewhile
 from typing import Any
 
-from jinja2 import Template, TemplateError
+from jinja2 import Template
 
 from .formats import FORMATS, Format, Objects
 from .reader import Call, read_calls
@@ -91,7 +91,7 @@ def tool_support(source: str, template: Template, named: Mapping[str, Any]) -> T
         given = {"tools": None, "documents": None, "add_generation_prompt": True, **named, **variables}
         try:
             return template.render(messages=messages, **given)
-        except (TemplateError, TypeError):  # such as a role that it does not know
+        except Exception:  # noqa: BLE001  # whatever it is, such as a role that it does not know: it has no place for this
             return ""
 
     variables = variables_of([TOOL])
