@@ -42,7 +42,7 @@ def main(config: Config, _overrides: list[str]) -> None:
     if config.export.path is None:
         msg = "export.path=null cannot be used: expected the folder to make, such as -P export.path=/tmp/my_model"
         raise ConfigError(msg)
-    folder = user_folder() / Path(config.export.path).expanduser()
+    folder = user_folder() / os.path.expanduser(config.export.path)  # noqa: PTH111  Path raises if ~name is nobody
     with open_run("export", config, ("export",)):
         version = version_at(config.export.model)
         mlflow.set_tags({"model": uri_of(version), CONTENT: version.tags[CONTENT]})

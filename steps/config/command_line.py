@@ -92,11 +92,19 @@ def compose_config(overrides: list[str]) -> Config:
     register_schema()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:
-            composed = compose("config", overrides=overrides)
+            composed = _compose(overrides)
             return to_config(composed)
         except (HydraException, OmegaConfBaseException) as error:
             defaults = compose("config", overrides=["onnx=auto"])  # it has the most keys
             raise ConfigError(advise(error, overrides, defaults, CONF)) from error
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    """Return what Hydra composes. Raises HydraException or OmegaConfBaseException for what it cannot."""
+    try:
+        return compose("config", overrides=overrides)
+    except (AttributeError, AssertionError) as error:  # OmegaConf, for a key below null or below an interpolation
+        raise OmegaConfBaseException(*error.args) from error
 
 
 def register_schema() -> None:
@@ -113,7 +121,11 @@ def register_schema() -> None:
 def _fidelity_gates(gates: DictConfig) -> dict[str, Any]:
     """Return those of evaluate's *gates* that a build can be judged by before it is asked anything."""
     plain: Any = OmegaConf.to_container(gates, resolve=True)
-    return {name: gate for name, gate in plain.items() if str(gate.get("metric")).startswith(FIDELITY)}
+    return {
+        name: gate
+        for name, gate in plain.items()
+        if isinstance(gate, dict) and str(gate.get("metric")).startswith(FIDELITY)
+    }
 
 
 def _default(own: str, other: str, model: str) -> str:

@@ -1,5 +1,6 @@
 """The steps of the chain, and the types of the configuration. The values are in conf/, each once."""
 
+import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def project_path(path: str | Path) -> Path:
     """Return *path* as an absolute path; a relative one is relative to the project."""
-    return ROOT / Path(path).expanduser()
+    return ROOT / os.path.expanduser(path)  # noqa: PTH111  Path raises if ~name is nobody
 
 
 @dataclass(frozen=True)

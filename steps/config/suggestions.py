@@ -1,7 +1,8 @@
 """What to tell the user about an override that cannot be used: the key, the value, and the nearest valid one."""
 
 import difflib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,9 +26,9 @@ def advise(error: Exception, overrides: list[str], defaults: DictConfig, conf: P
                 f"{override} gives several values: quote it ({key}='{value}') for one text, or use -e sweep to try each"
             )
         if key in groups and value not in groups[key]:
-            return f"unknown {key}={value}{_nearest(value, groups[key])}; there are {', '.join(groups[key])}"
+            return f"unknown {key}={value}{nearest(value, groups[key])}; there are {', '.join(groups[key])}"
         if not parsed.is_add() and key not in keys:
-            return f'unknown key {key}={value}{_nearest(key, keys)}; a new key needs -P overrides="+{key}=..."'
+            return f'unknown key {key}={value}{nearest(key, keys)}; a new key needs -P overrides="+{key}=..."'
     if isinstance(error, MissingConfigException):
         return _first_line(error)
     return _explain_value(error, overrides)
@@ -36,7 +37,8 @@ def advise(error: Exception, overrides: list[str], defaults: DictConfig, conf: P
 def _explain_value(error: Exception, overrides: list[str]) -> str:
     """Return one line about a value that does not fit its key."""
     cause: BaseException = error.__cause__ or error
-    key = getattr(cause, "full_key", None) or ""
+    stated = re.search(r"full_key: (\S+)", str(cause))
+    key = getattr(cause, "full_key", None) or (stated.group(1) if stated else "")
     given = next((override for override in reversed(overrides) if override.partition("=")[0].lstrip("+~") == key), key)
     fact = _first_line(cause)
     return f"{given} cannot be used: {fact}" if given else fact
@@ -46,7 +48,8 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
 
-def _nearest(word: str, known: list[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Return the question whether *word* was meant to be the one of *known* that is most like it, or nothing."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
     return f"; did you mean {close[0]}?" if close else ""
 

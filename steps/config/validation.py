@@ -2,8 +2,11 @@
 
 import importlib.util
 import ipaddress
+import math
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -24,6 +27,7 @@ from steps.config.schema import (
     Source,
     project_path,
 )
+from steps.config.suggestions import nearest
 from steps.config.values import flat_dict
 from steps.evaluation.gates import Section, read_gates
 from steps.evaluation.tasks import read_examples
@@ -39,6 +43,12 @@ EXTRAS = {
     "sweep.ray": ("ray", "requirements-ray.in"),
 }
 """Keys that ask for an optional feature, the package that it needs, and the file that installs the package."""
+
+DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
+"""The names of torch's dtypes in which a checkpoint can be loaded, and `auto`: as it is stored."""
+
+LARGEST = 2**31 - 1
+"""No number of the configuration may be larger: what computes with them takes 32 bits, or adds them to a date."""
 
 FOR_EACH_RECIPE = ("block_size", "accuracy_level")
 """Those that may also be given for all recipes that onnx=auto tries."""
@@ -65,16 +75,24 @@ def to_config(composed: DictConfig) -> Config:
 
 def check(config: Config) -> None:
     """Raise ConfigError for the first value that has the right type and still cannot be used."""
+    for key, value in flat_dict(config).items():
+        for each in value if isinstance(value, list) else [value]:
+            _check_plain(key, each)
     unknown = [step for step in config.steps if step not in STEPS]
     _require(bool(config.steps) and not unknown, "steps", config.steps, f"some of {', '.join(STEPS)}")
     _require(bool(config.question.strip()), "question", repr(config.question), "a question to ask each wrapper")
+    _at_least(0, "seed", config.seed)
     _check_model(config.model)
+    _at_least(0, "fetch_model.log_files_mb", config.fetch_model.log_files_mb)
+    _one_of(DTYPES, "build_pipeline_wrapper.dtype", config.build_pipeline_wrapper.dtype)
     _at_least(1, "build_pipeline_wrapper.max_new_tokens", config.build_pipeline_wrapper.max_new_tokens)
     _check_onnx(config.build_onnx_wrapper)
     _check_calibration(config.build_onnx_wrapper, config.evaluate)
     _check_evaluate(config.evaluate)
     _check_harness(config.evaluate.harness)
     _check_gates_and_task(config.evaluate)
+    if config.build_onnx_wrapper.ladder is not None:  # after evaluate, whose values it has if it is given none
+        _check_what_ladder_asks(config.build_onnx_wrapper.ladder)
     _check_name(config.register.name)
     _check_register(config.register, config.evaluate_run_id)
     _at_least(1, "flow.jobs", config.flow.jobs)
@@ -84,8 +102,17 @@ def check(config: Config) -> None:
     _require(named, "export.model", config.export.model, "models:/<name>@<alias> or models:/<name>/<version>")
     _check_monitor(config.monitor)
     _check_extras(flat_dict(config))
-    direction = config.sweep.direction
-    _require(direction in ("maximize", "minimize"), "sweep.direction", direction, "maximize or minimize")
+    _one_of(("maximize", "minimize"), "sweep.direction", config.sweep.direction)
+
+
+def _check_plain(key: str, value: object) -> None:
+    """Raise ConfigError for a number or text that no part of the flow could store or compute with."""
+    if isinstance(value, int | float):
+        fits = math.isfinite(value) and abs(value) <= LARGEST
+        _require(fits, key, value, f"a number from -{LARGEST} to {LARGEST}")
+    elif isinstance(value, str):
+        # A byte that is no UTF-8 arrives from the command line as half a character.
+        _require(_is_unicode(value), key, repr(value), "text in UTF-8")
 
 
 def _check_model(model: Model) -> None:
@@ -96,7 +123,7 @@ def _check_model(model: Model) -> None:
     _require(model.path is not None, "model.path", model.path, "the folder of a checkpoint")
     folder = project_path(str(model.path))
     # What is in it is a question of fetch_model's.
-    _require(folder.is_dir(), "model.path", model.path, f"the folder of a checkpoint ({folder})")
+    _require(_is_folder(folder), "model.path", model.path, f"the folder of a checkpoint ({folder})")
 
 
 def _check_onnx(onnx: BuildOnnxWrapper) -> None:
@@ -113,8 +140,12 @@ def _check_onnx(onnx: BuildOnnxWrapper) -> None:
     _require(
         onnx.accuracy_level in (None, *range(5)), "build_onnx_wrapper.accuracy_level", onnx.accuracy_level, "0 to 4"
     )
-    known = onnx.algorithm is None or onnx.algorithm in ALGORITHMS
-    _require(known, "build_onnx_wrapper.algorithm", onnx.algorithm, f"one of {', '.join(ALGORITHMS)}")
+    if onnx.algorithm is not None:
+        _one_of(ALGORITHMS, "build_onnx_wrapper.algorithm", onnx.algorithm)
+    for name in ("revision", "folder"):
+        expected = "all or none of build_onnx_wrapper.repo_id, revision and folder, as onnx=prebuilt gives them"
+        value = getattr(onnx, name)
+        _require((value is None) == (onnx.repo_id is None), f"build_onnx_wrapper.{name}", value, expected)
     _at_least(1, "build_onnx_wrapper.max_tokens", onnx.max_tokens)
     if onnx.ladder is not None:
         _check_ladder(onnx.ladder, onnx.execution_provider)
@@ -131,6 +162,19 @@ def _check_ladder(ladder: Ladder, provider: ExecutionProvider) -> None:
     _require(here, "build_onnx_wrapper.execution_provider", provider.value, expected)
 
 
+def _check_what_ladder_asks(ladder: Ladder) -> None:
+    key = "build_onnx_wrapper.ladder"
+    for name, value in {"task": ladder.task, "text": ladder.text}.items():
+        _require(value is None or _is_file(value), f"{key}.{name}", value, "an existing file")
+    for name, least in {"limit": 1, "questions": 1, "context": 2, "seed": 0}.items():
+        _at_least(least, f"{key}.{name}", getattr(ladder, name))
+    try:
+        read_examples(project_path(ladder.task), ladder.limit, ladder.scorer)
+    except (ValueError, OSError) as error:
+        msg = f"{key}.scorer={ladder.scorer} or {key}.task={ladder.task} cannot be used: {error}"
+        raise ConfigError(msg) from error
+
+
 def _check_calibration(onnx: BuildOnnxWrapper, evaluate: Evaluate) -> None:
     calibration, key = onnx.calibration, "build_onnx_wrapper.calibration"
     if calibration is None:
@@ -142,7 +186,7 @@ def _check_calibration(onnx: BuildOnnxWrapper, evaluate: Evaluate) -> None:
     if calibration.file is None:
         return
     path = project_path(calibration.file)
-    _require(path.is_file(), f"{key}.file", calibration.file, f"an existing text file or task ({path})")
+    _require(_is_file(path), f"{key}.file", calibration.file, f"an existing text file or task ({path})")
     judged = {project_path(name).resolve() for name in (evaluate.task, evaluate.fidelity.text) if name is not None}
     expected = "a file by which evaluate does not judge: the build would look better than it is"
     _require(path.resolve() not in judged, f"{key}.file", calibration.file, expected)
@@ -156,9 +200,9 @@ def _check_calibration(onnx: BuildOnnxWrapper, evaluate: Evaluate) -> None:
 def _check_evaluate(evaluate: Evaluate) -> None:
     task = project_path(evaluate.task)
     expected = f"an existing file, absolute or relative to the project ({task})"
-    _require(task.is_file(), "evaluate.task", evaluate.task, expected)
+    _require(_is_file(task), "evaluate.task", evaluate.task, expected)
     text = evaluate.fidelity.text
-    _require(text is None or project_path(text).is_file(), "evaluate.fidelity.text", text, "an existing text file")
+    _require(text is None or _is_file(text), "evaluate.fidelity.text", text, "an existing text file")
     for name, uri in evaluate.candidates.items():
         key = f"evaluate.candidates.{name}"
         fits = re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None and name not in CANDIDATES
@@ -183,8 +227,9 @@ def _check_harness(harness: Harness) -> None:
     path = harness.include_path
     folder = project_path(path) if path is not None else None
     expected = f"a folder of YAML files ({folder})"
-    _require(folder is None or folder.is_dir(), "evaluate.harness.include_path", path, expected)
+    _require(folder is None or _is_folder(folder), "evaluate.harness.include_path", path, expected)
     _at_least(1, "evaluate.harness.limit", harness.limit)
+    _at_least(0, "evaluate.harness.num_fewshot", harness.num_fewshot)
 
 
 def _check_gates_and_task(evaluate: Evaluate) -> None:
@@ -214,7 +259,8 @@ def _check_register(register: Register, evaluate_run_id: str | None) -> None:
     _require(0 <= margin <= 1, "register.promote_margin", margin, "a share from 0 to 1")
     for key, path in {"sign_key": register.sign_key, "verify_key": register.verify_key}.items():
         expected = "the file of a key in PEM, absolute or relative to the project"
-        _require(path is None or project_path(path).is_file(), f"register.{key}", path, expected)
+        _require(path is None or _is_file(path), f"register.{key}", path, expected)
+    _at_least(1, "register.version", register.version)
     for key, chosen in {"rollback": register.rollback, "verify_key": register.verify_key}.items():
         alone = not chosen or not (evaluate_run_id or register.promote)
         _require(alone, f"register.{key}", chosen, "neither evaluate_run_id nor register.promote with it")
@@ -265,7 +311,28 @@ def _missing_keys(node: object, prefix: str = "") -> Iterator[str]:
         yield prefix
 
 
-def _at_least(least: int, key: str, value: int | None) -> None:
+def _is_file(path: str | Path) -> bool:
+    """Return whether *path*, absolute or relative to the project, is a file."""
+    return os.path.isfile(project_path(path))  # noqa: PTH113  Path raises for a name that is too long for any file
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112  see above
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _one_of(known: Sequence[str], key: str, value: str) -> None:
+    _require(value in known, key, value, f"one of {', '.join(known)}{nearest(value, known)}")
+
+
+def _at_least(least: int, key: str, value: float | None) -> None:
     _require(value is None or value >= least, key, value, f"at least {least}")
 
 

@@ -85,6 +85,9 @@ def read_gates(section: Mapping[str, Mapping[str, Any]], where: Section = EVALUA
     known = [field.name for field in fields(Gate)]
     for name, given in section.items():
         key = f"{where.key}.{name}"
+        if not isinstance(given, Mapping):
+            msg = f"{key}={given} is no gate; give its fields, such as {{metric: onnx.task.accuracy, min: 0.9}}"
+            raise ValueError(msg)
         if unknown := [field for field in given if field not in known]:
             msg = f"{key}.{unknown[0]} is not a field of a gate; use {', '.join(known)}"
             raise ValueError(msg)

@@ -64,14 +64,19 @@ def reporting(name: str) -> Iterator[None]:
             close_unopened_run()
         raise
     except ConfigError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {_said(error)}", file=sys.stderr)
         if run_id := os.environ.get("MLFLOW_RUN_ID"):
             with suppress(MlflowException):
                 remove_credentials(run_id)  # MLflow made this run, and no step will open it
         sys.exit(2)
     except StepError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {_said(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _said(error: Exception) -> str:
+    """Return what *error* says, in one line, as a terminal can show it."""
+    return str(error).replace("\n", "\\n").encode(errors="backslashreplace").decode()
 
 
 def run_through_hydra(main: Main, arguments: list[str]) -> None:
