@@ -14,6 +14,7 @@ from steps.flow.fingerprint import FACTS, Fingerprint, differences, movable
 from steps.logged_models.logged_model import model_damage
 from steps.records.artifacts import missing_artifact
 from steps.records.tags import CONTENT, FINGERPRINT, REGISTERED_AS, outputs
+from steps.safety.search import runs_in_store
 
 LOGGED_MODEL = re.compile(r"models:/m-\w+")
 MOST_REASONS = 4
@@ -82,7 +83,4 @@ def _what_changed(facts: Fingerprint) -> str:
 
 def _finished_runs(condition: str) -> Iterator[Run]:
     """Yield the finished runs in the whole store that match *condition*, newest first."""
-    client = MlflowClient()
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    condition = f"{condition} and attributes.status = 'FINISHED'"
-    yield from client.search_runs(experiments, condition, order_by=["attributes.end_time DESC"], max_results=20)
+    yield from runs_in_store(f"{condition} and attributes.status = 'FINISHED'", most=20)

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 
 import mlflow
-from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from steps.checkpoint import onnx_export, shared_embedding
@@ -26,6 +25,7 @@ from steps.records.files import hash_file, hash_text
 from steps.records.onnx_recipes import Recipe
 from steps.records.tags import ERROR, FINGERPRINT, PROCESS, STEP
 from steps.safety.processes import process_tag
+from steps.safety.search import runs_in_store
 
 RUNG = "rung"
 SKIPPED = "skipped"
@@ -77,10 +77,8 @@ def fingerprint_of(facts: Mapping[str, object]) -> str:
 
 def finished_rung(facts: Mapping[str, object]) -> Run | None:
     """Return the newest finished run with these *facts* in the store, or None."""
-    client = MlflowClient()
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     condition = f"tags.`{FINGERPRINT}` = '{fingerprint_of(facts)}' and attributes.status = 'FINISHED'"
-    found = client.search_runs(experiments, condition, order_by=["attributes.end_time DESC"], max_results=1)
+    found = runs_in_store(condition, most=1)
     return found[0] if found else None
 
 

@@ -6,5 +6,6 @@ memory.py         how much memory there is left
 outages.py        a full disk or a missing server: one line instead of a trace
 store_check.py    asked at the start: can the flow work with this tracking server?
 artifact_root.py  asked at the start: can artifacts be written here, and read by others?
+search.py         runs in the whole store, however much it holds
 secrets.py        refuses secrets in parameters, and removes them from what is stored
 """

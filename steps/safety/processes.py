@@ -19,6 +19,8 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from steps.safety.search import runs_in_store
+
 PROCESS = "process"
 """The tag that names the process that works on a run, in three words: machine, process id, start time."""
 
@@ -39,6 +41,9 @@ OWN_GRACE_SECONDS = 15
 
 LAUNCHER_PID = "SLM_LAUNCHER_PID"
 """The environment variable in which an entry point's shell records the launcher's PID, before it can exit."""
+
+MOST_RUNNING = 50_000
+"""How many RUNNING runs of a store are looked at: most of them may be other machines'."""
 
 _closing = threading.Event()
 
@@ -161,10 +166,8 @@ def close_abandoned_runs() -> list[Run]:
 
     Runs below may be on other machines, which cannot see that the process above is gone.
     """
-    client = MlflowClient()
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     closed: list[Run] = []
-    for run in client.search_runs(experiments, "attributes.status = 'RUNNING'"):
+    for run in runs_in_store("attributes.status = 'RUNNING'", most=MOST_RUNNING):
         # The process may have finished its run since the search.
         if _is_gone(run.data.tags.get(PROCESS, "")) and close_run(run.info.run_id):
             closed += [run, *close_below(run.info.run_id)]
