@@ -25,6 +25,9 @@ FULL = re.compile(
 )
 
 
+FAILING = re.compile(r"too many (\d{3}) error responses")
+"""What urllib3 says of a server that is up, and whose answers all say that it failed."""
+
 DENIED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 """MLflow's codes for a user who may not do something."""
 
@@ -73,6 +76,9 @@ def explanation(error: BaseException) -> str | None:
         return f"the tracking server {store} refuses: {answer}: fix that, and give the same command again"
     if any(isinstance(cause, requests.RequestException) for cause in causes):
         closing()
+        if failing := next((found for cause in causes if (found := FAILING.search(str(cause)))), None):
+            fact = f"the tracking server {store} answers with error {failing.group(1)} each time"
+            return f"{fact}: its log says why, often a full disk or a lost database; then give the same command again"
         return f"the tracking server {store} does not answer: start it, and give the same command again"
     if any(_unavailable(cause) for cause in causes):
         return (

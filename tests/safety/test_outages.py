@@ -1,8 +1,15 @@
 """What fails around a step has a line that says whose fault it is, and what to do."""
 
-import requests
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from steps.safety.outages import explanation
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from steps.records.errors import StepError
+from steps.safety.outages import explained, explanation
 
 
 def an_answer(status: int, reason: str) -> requests.Response:
@@ -27,3 +34,33 @@ def test_a_server_without_an_answer_is_away() -> None:
 
 def test_a_bug_has_no_line() -> None:
     assert explanation(KeyError("x")) is None
+
+
+class Failing(BaseHTTPRequestHandler):
+    """Answers every request as `mlflow server` does when its disk is full: it failed."""
+
+    def do_GET(self) -> None:
+        self.send_error(500)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def failing_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Yield the URL of the tracking server, which answers and fails."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+        yield url
+        server.shutdown()
+
+
+def test_a_server_that_answers_and_fails_is_not_said_to_be_away(failing_server: str) -> None:
+    with pytest.raises(StepError) as raised, explained():
+        MlflowClient().get_run("x")
+    said = str(raised.value)
+    assert said.startswith(f"the tracking server {failing_server} answers with error 500 each time: its log says why")
