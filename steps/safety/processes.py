@@ -42,9 +42,6 @@ OWN_GRACE_SECONDS = 15
 LAUNCHER_PID = "SLM_LAUNCHER_PID"
 """The environment variable in which an entry point's shell records the launcher's PID, before it can exit."""
 
-MOST_RUNNING = 50_000
-"""How many RUNNING runs of a store are looked at: most of them may be other machines'."""
-
 _closing = threading.Event()
 
 
@@ -167,7 +164,9 @@ def close_abandoned_runs() -> list[Run]:
     Runs below may be on other machines, which cannot see that the process above is gone.
     """
     closed: list[Run] = []
-    for run in runs_in_store("attributes.status = 'RUNNING'", most=MOST_RUNNING):
+    # Only this machine's: a store that many use may have hundreds of others, and each would be sent with all its data.
+    here = f"tags.{PROCESS} LIKE '{_machine()} %'"
+    for run in runs_in_store(f"attributes.status = 'RUNNING' and {here}", most=1_000):
         # The process may have finished its run since the search.
         if _is_gone(run.data.tags.get(PROCESS, "")) and close_run(run.info.run_id):
             closed += [run, *close_below(run.info.run_id)]
