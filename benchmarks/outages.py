@@ -1,6 +1,6 @@
 """One flow while everything around it goes away: what happened, and whether the same command completed it.
 
-    sudo .venv/bin/python -m benchmarks.outages [--rounds 3] [--seed 0]
+    sudo .venv/bin/python -m benchmarks.outages [--rounds 3] [--seed 0] [--logs FOLDER]
 
 A real `mlflow server` over PostgreSQL, with its artifacts on a small disk of their own. During one flow on the embedded
 model the server is killed and comes back twice, PostgreSQL stops and starts once, and the disk is full once and gets
@@ -39,7 +39,7 @@ DISK_MB = 200
 AWAY_SECONDS = (3.0, 12.0)
 """How long an outage lasts, from and to."""
 
-MOMENTS = {"fetch_model": 5, "build_pipeline_wrapper": 12, "evaluate": 20, "register": 5}
+MOMENTS = {"fetch_model": 4, "build_pipeline_wrapper": 12, "evaluate": 15, "register": 2}
 """Up to how many seconds after the start of a step an outage begins, while the step still runs."""
 
 MOST_TRIES = 4
