@@ -9,5 +9,6 @@ tokenizer_check.py   the checks of tokenizer and chat template
 weights_check.py     the checks of the safetensors headers
 policy.py            the files, end tokens and sampling that both wrappers take from a checkpoint
 onnx_export.py       from a checkpoint to an ONNX folder, in a process of its own
+builder.py           onnxruntime-genai's builder, as a command that holds one matrix in fp32 at a time
 shared_embedding.py  an embedding that is read from the 8 bits of the head
 """

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from steps.checkpoint import builder
 from steps.checkpoint.policy import generation_config, link_files, replace_json
 from steps.checkpoint.shared_embedding import share_embedding
-from steps.config.schema import BuildOnnxWrapper, ExecutionProvider
+from steps.config.schema import ROOT, BuildOnnxWrapper, ExecutionProvider
 from steps.records.errors import StepError
 from steps.records.onnx_recipes import Recipe, builder_arguments, unusable
 
@@ -40,7 +41,7 @@ def build_onnx(snapshot: Path, output: Path, recipe: Recipe, provider: Execution
         source = mended(snapshot, Path(work) / "source")
         command = builder_command(source, output, Path(work) / "cache", recipe, provider)
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     log.write_text(f"{' '.join(command)}\n\n{done.stdout}\n{done.stderr}", encoding="utf-8")
     if done.returncode != 0 or not (output / "model.onnx").is_file():
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
@@ -75,7 +76,7 @@ def one_limit(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def builder_command(source: Path, output: Path, cache: Path, recipe: Recipe, provider: ExecutionProvider) -> list[str]:
     """Return the command by which the builder writes the ONNX model of *source* to *output*."""
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(output)]
+    command = [sys.executable, "-m", builder.__name__, "-i", str(source), "-o", str(output.resolve())]
     return [*command, "-e", provider.value, "-c", str(cache), *builder_arguments(recipe)]
 
 
