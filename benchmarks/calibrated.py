@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import by_gptqmodel
-from benchmarks.recipes import ROOT, SECONDS, TEXTS, Build, build, reference_logits, size, texts_of
+from benchmarks.recipes import ROOT, SECONDS, TEXTS, Build, build, fidelity, reference_logits, size, texts_of
 from benchmarks.report import machine
 from steps.extras.auto_round_int4 import Texts, own_texts, round_weights
 from steps.records.onnx_recipes import Recipe
@@ -108,7 +108,7 @@ def main() -> None:
     print("| build | MB | of the checkpoint | perplexity, ratio | KL | same top | calibration s |")
     print(f"|---{'|---' * 6}|")
     for name, folder in folders.items():
-        told, bytes_ = Build(folder).fidelity(measured, reference), size(folder, "model.onnx*")
+        told, bytes_ = fidelity(Build(folder), measured, reference), size(folder, "model.onnx*")
         print(
             f"| {name} | {bytes_ / 1e6:.0f} | {bytes_ / size(checkpoint, '*.safetensors'):.3f}"
             f" | {told['fidelity.perplexity_ratio']:.3f} | {told['fidelity.kl_mean']:.4f}"

@@ -22,9 +22,10 @@ from typing import Any
 import psutil
 
 from benchmarks import contenders
-from benchmarks.builds import make_gguf, make_onnx
+from benchmarks.builds import make_onnx
 from benchmarks.contenders import BareLoop, Contender, timed
 from benchmarks.document_wrapper import DocumentWrapper
+from benchmarks.gguf_files import make_gguf
 from benchmarks.random_phi3 import Size, add_size_options, chosen_size, make_checkpoint
 from benchmarks.report import Goal, in_turns, ratio, tell
 from steps.config.schema import ROOT
@@ -64,7 +65,7 @@ def speed(work: Path, size: Size, rounds: int, prompt: int, answer: int) -> tupl
         "transformers pipeline": contenders.pipeline(checkpoint, threads),
     }
     if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
-        ways["llama.cpp Q4_0"] = contenders.llama_cpp(make_gguf(checkpoint, work / "q4_0.gguf"), onnx, threads)
+        ways["llama.cpp Q4_0"] = contenders.llama_cpp(make_gguf(checkpoint, work, "Q4_0"), onnx, threads)
     else:
         print("llama.cpp is left out: pip install -r requirements-benchmarks.in")
     taken: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}

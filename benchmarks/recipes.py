@@ -1,12 +1,14 @@
 """What each recipe costs a checkpoint in quality, and gains in size and speed: one table, in one run.
 
-    python -m benchmarks.recipes CHECKPOINT [RECIPE ...] [--work build/recipes] [--text FILE ...] [--tokens 8192]
+    python -m benchmarks.recipes CHECKPOINT [RECIPE ...] [--llama-cpp] [--work build/recipes] [--text FILE ...]
+                                 [--tokens 8192] [--json FILE]
 
 CHECKPOINT is a folder as `benchmarks.smollm2` makes it. Every recipe of `onnx_recipes.LADDER`, or those named, is built
-once below --work. The text's tokens are read in pieces of --context, of which the second half is measured, as
-llama.cpp's `perplexity --kl-divergence` does; the reference is transformers in fp32. The recipes decode in turns, each
-by onnxruntime-genai's bare loop, so that what slows the machine slows all of them alike: its ratios tell more than its
-tokens a second. Prints Markdown.
+once below --work. With --llama-cpp, which needs requirements-benchmarks.in, llama.cpp's quantisations of the same
+weights come beside them. The text's tokens are read in pieces of --context, of which the second half is measured, as
+llama.cpp's `perplexity --kl-divergence` does; the reference is transformers in fp32. All decode in turns, each in its
+library's bare loop, so that what slows the machine slows all of them alike: the ratios tell more than the tokens a
+second. Prints Markdown; `benchmarks.recipes_plot` draws the JSON.
 """
 
 import argparse
@@ -16,15 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.gguf_files import FULL, make_gguf, weight_bytes, weight_types
+from benchmarks.llama_cpp_recipes import CLOSEST, KINDS, LlamaCpp
 from benchmarks.report import in_turns, machine, ratio
 from steps.checkpoint.shared_embedding import share_embedding
 from steps.evaluation.fidelity import Text, chunks, compare, fidelity_metrics, joined, measured_rows
@@ -72,6 +76,24 @@ def reference_logits(checkpoint: Path, texts: Sequence[Text]) -> list[Logits]:
         return [measured_rows(model(torch.tensor([text.ids])).logits[0].numpy(), text).copy() for text in texts]
 
 
+class Model(Protocol):
+    """What is measured: a quantised model in memory."""
+
+    def logits(self, ids: Sequence[int]) -> Logits:
+        """Return the logits after each of *ids*."""
+
+    def decode_rate(self, prompt: Sequence[int], answer: int) -> float:
+        """Return the tokens a second of *answer* tokens after *prompt*, without the first, which needs the prompt."""
+
+
+def fidelity(model: Model, texts: Sequence[Text], reference: Sequence[Logits]) -> dict[str, float]:
+    """Return the figures of `fidelity_metrics` of *model*."""
+    parts = []
+    for number, (text, expected) in enumerate(zip(texts, reference, strict=True)):
+        parts.append(compare(number, text, expected, measured_rows(model.logits(text.ids), text)))
+    return fidelity_metrics(joined(parts), 0)
+
+
 class Build:
     """A folder of og's builder, loaded with a thread for each usable CPU."""
 
@@ -94,22 +116,18 @@ class Build:
         generator.append_tokens(np.array([ids], dtype=np.int32))
         return generator
 
-    def fidelity(self, texts: Sequence[Text], reference: Sequence[Logits]) -> dict[str, float]:
-        """Return the figures of `fidelity_metrics`."""
-        parts = []
-        for number, (text, expected) in enumerate(zip(texts, reference, strict=True)):
-            logits = np.asarray(self._generator(text.ids, 0).get_output("logits")[0], dtype=np.float32)
-            parts.append(compare(number, text, expected, measured_rows(logits, text)))
-        return fidelity_metrics(joined(parts), 0)
+    def logits(self, ids: Sequence[int]) -> Logits:
+        """Return the logits after each of *ids*."""
+        return np.asarray(self._generator(ids, 0).get_output("logits")[0], dtype=np.float32)
 
-    def decode_rate(self, prompt: Sequence[int]) -> float:
-        """Return the tokens a second of an answer to *prompt*, without those of reading it."""
-        generator = self._generator(prompt, ANSWER)
+    def decode_rate(self, prompt: Sequence[int], answer: int) -> float:
+        """Return the tokens a second of *answer* tokens after *prompt*, without the first, which needs the prompt."""
+        generator = self._generator(prompt, answer)
         generator.generate_next_token()
         started = time.perf_counter()
         while not generator.is_done():
             generator.generate_next_token()
-        return (ANSWER - 1) / (time.perf_counter() - started)
+        return (answer - 1) / (time.perf_counter() - started)
 
 
 def texts_of(checkpoint: Path, files: Iterable[Path], tokens: int, context: int) -> list[Text]:
@@ -140,36 +158,70 @@ def usable_recipes(checkpoint: Path, names: Sequence[str]) -> list[Recipe]:
     return recipes
 
 
+def print_table(rows: Mapping[str, Mapping[str, float]], seconds: Mapping[str, float]) -> None:
+    """Print the figures of each model, and the seconds that its build took where they are known."""
+    print("| recipe | MB | of the checkpoint | perplexity, ratio | KL | same top | decode tok/s | of fp32 | build s |")
+    print(f"|---{'|---' * 8}|")
+    for name, row in rows.items():
+        print(
+            f"| {name} | {row['bytes'] / 1e6:.0f} | {row['of the checkpoint']:.3f} | {row['perplexity, ratio']:.3f}"
+            f" | {row['KL']:.4f} | {row['same top']:.1%} | {row['decode tok/s']:.0f} | {row['of fp32']:.2f}"
+            f" | {f'{seconds[name]:.0f}' if name in seconds else ''} |"
+        )
+
+
 def main() -> None:
     """Print the table of the recipes named on the command line."""
     parser = argparse.ArgumentParser(description="Build a checkpoint by recipes, and measure each.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=", ".join(recipe.name for recipe in LADDER))
+    parser.add_argument("--llama-cpp", action="store_true", help=f"and llama.cpp's {', '.join(KINDS)}")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "recipes", help="keeps what was built")
     parser.add_argument("--text", type=Path, nargs="+", default=[ROOT / name for name in TEXTS])
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5, help="of decoding")
+    parser.add_argument("--json", type=Path, help="gets the figures")
     options = parser.parse_args()
     checkpoint: Path = options.checkpoint
-    recipes = usable_recipes(checkpoint, options.recipes)
-    folders = {r.name: build(r, checkpoint, options.work / checkpoint.name / r.name) for r in recipes}
+    work: Path = options.work / checkpoint.name
+    folders = {r.name: build(r, checkpoint, work / r.name) for r in usable_recipes(checkpoint, options.recipes)}
+    kinds = KINDS if options.llama_cpp else ()
+    files = {f"llama.cpp {kind}": make_gguf(checkpoint, work, kind) for kind in kinds}
     texts = texts_of(checkpoint, options.text, options.tokens, options.context)
     reference = reference_logits(checkpoint, texts)
-    builds = {name: Build(folder) for name, folder in folders.items()}
-    figures = {name: made.fidelity(texts, reference) for name, made in builds.items()}
+    models: dict[str, Model] = {name: Build(folder) for name, folder in folders.items()}
+    models |= {name: LlamaCpp(file, options.context) for name, file in files.items()}
+    told = {name: fidelity(model, texts, reference) for name, model in models.items()}
+    if (full := told.get(f"llama.cpp {FULL}")) and not full["fidelity.kl_mean"] < CLOSEST:
+        sys.exit(f"llama.cpp computes another model of the same fp16 weights: KL {full['fidelity.kl_mean']:.4f}")
     prompt = texts[0].ids[:PROMPT]
-    rates = in_turns(options.rounds, {name: partial(made.decode_rate, prompt) for name, made in builds.items()})
-    print(f"\n{checkpoint.name}, {figures['fp32']['fidelity.tokens']} tokens measured; {machine()}\n")
-    print("| recipe | MB | of the checkpoint | perplexity, ratio | KL | same top | decode tok/s | of fp32 | build s |")
-    print(f"|---{'|---' * 8}|")
-    for name, folder in folders.items():
-        told, bytes_ = figures[name], size(folder, "model.onnx*")
-        print(
-            f"| {name} | {bytes_ / 1e6:.0f} | {bytes_ / size(checkpoint, '*.safetensors'):.3f}"
-            f" | {told['fidelity.perplexity_ratio']:.3f} | {told['fidelity.kl_mean']:.4f}"
-            f" | {told['fidelity.same_top']:.1%} | {median(rates[name]):.0f} | {ratio(rates, name, 'fp32'):.2f}"
-            f" | {float((folder / SECONDS).read_text()):.0f} |"
+    rates = in_turns(
+        options.rounds, {name: partial(model.decode_rate, prompt, ANSWER) for name, model in models.items()}
+    )
+    sizes = {name: size(folder, "model.onnx*") for name, folder in folders.items()}
+    sizes |= {name: weight_bytes(file) for name, file in files.items()}
+    rows = {
+        name: {
+            "bytes": sizes[name],
+            "of the checkpoint": sizes[name] / size(checkpoint, "*.safetensors"),
+            "perplexity, ratio": told[name]["fidelity.perplexity_ratio"],
+            "KL": told[name]["fidelity.kl_mean"],
+            "same top": told[name]["fidelity.same_top"],
+            "decode tok/s": median(rates[name]),
+            "of fp32": ratio(rates, name, "fp32"),
+        }
+        for name in models
+    }
+    print(f"\n{checkpoint.name}, {told['fp32']['fidelity.tokens']} tokens measured; {machine()}\n")
+    print_table(rows, {name: float((folder / SECONDS).read_text()) for name, folder in folders.items()})
+    for name, file in files.items():
+        types = weight_types(file)
+        shares = ", ".join(f"{kind} {count / sum(types.values()):.1%}" for kind, count in types.items())
+        print(f"\n- {name}: {shares} of the weights")
+    if options.json:
+        options.json.write_text(
+            json.dumps({"checkpoint": checkpoint.name, "machine": machine(), "rows": rows}, indent=2)
         )
 
 
