@@ -38,7 +38,7 @@ class Swept:
 
 @pytest.fixture(scope="module")
 def swept(flow: Flow, tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    """Return a sweep in which one trial fails its gate, two crash, and the best of the others is registered.
+    """Return a sweep in which two trials fail a gate, one cannot be built, and the best of the others is registered.
 
     It finds the models of an earlier flow; that its trials share what is new, they have to see to themselves.
     """
@@ -46,7 +46,7 @@ def swept(flow: Flow, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     gate = "+evaluate.gates.small={metric: onnx.cost.size_bytes, max: 1.35e6}"  # blocks of 32: 1.39 MB
     parameters = [
         "build_onnx_wrapper.block_size=32,128",
-        "build_pipeline_wrapper.dtype=auto,float1",
+        "build_onnx_wrapper.algorithm=default,k_quant",  # which needs an even number of blocks in a row
         "fetch_model.log_files_mb=9",
     ]
     parameters += [
@@ -74,23 +74,23 @@ def test_trials_are_nested_and_make_once_what_they_share(swept: Swept) -> None:
 
 
 def test_a_trial_that_failed_is_reported_with_its_reason_and_stops_no_other(swept: Swept) -> None:
-    keys = ("build_onnx_wrapper.block_size", "build_pipeline_wrapper.dtype", "status")
+    keys = ("build_onnx_wrapper.block_size", "build_onnx_wrapper.algorithm", "status")
     assert [" ".join(row[key] for key in keys) for row in swept.rows] == [
-        "32 auto FAILED",
-        "32 float1 FAILED",
-        "128 auto FINISHED",
-        "128 float1 FAILED",
+        "32 default FAILED",
+        "32 k_quant FAILED",
+        "128 default FINISHED",
+        "128 k_quant FAILED",
     ]
-    gate, crash = swept.rows[0], swept.rows[1]
+    gate, refused = swept.rows[0], swept.rows[3]
     assert gate["verdict"] == "failed"
     assert gate["reason"].startswith("evaluate: onnx.cost.size_bytes ")
     assert "is above evaluate.gates.small.max=1.35e+06" in gate["reason"]
     assert float(gate["onnx.task.accuracy"]) > 0.9, "it was measured all the same"
-    assert crash["reason"].startswith("build_pipeline_wrapper: ")
-    assert "float1" in crash["reason"]
+    assert refused["reason"].startswith("build_onnx_wrapper: ")
+    assert "k_quant needs an even number of blocks" in refused["reason"]
     assert "3 of 4 trials did not finish" in swept.output
     page = html.unescape((Path(swept.run.info.artifact_uri) / "sweep.html").read_text())
-    for number, row in ((1, gate), (2, crash)):
+    for number, row in ((1, gate), (4, refused)):
         assert f"trial {number} FAILED: {row['reason']}" in swept.output
         assert row["reason"] in page
 

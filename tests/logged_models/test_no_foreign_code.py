@@ -14,8 +14,9 @@ TEXT = {".json", ".yaml", ".txt", ".md", ".jinja", ""}
 
 
 def files(folder: Path) -> dict[Path, Path]:
-    """Return the files below *folder* by their path in it."""
-    return {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    """Return the files below *folder* by their path in it, without the bytecode of tests that loaded the model."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    return {path.relative_to(folder): path for path in found}
 
 
 def test_a_logged_model_holds_weights_text_and_our_own_code_only(logged_models: dict[str, Path]) -> None:
