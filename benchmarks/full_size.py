@@ -79,9 +79,9 @@ def steps_below(root: int) -> dict[str, list[psutil.Process]]:
     found: dict[str, list[psutil.Process]] = {}
     try:
         for process in psutil.Process(root).children(recursive=True):
-            module = process.cmdline()[1:3]
-            if module[:1] == ["-m"] and module[-1].removeprefix("steps.") in STEPS:
-                found[module[-1].removeprefix("steps.")] = [process, *process.children(recursive=True)]
+            words = process.cmdline()
+            if words[1:3] == ["-m", "steps"] and words[3] in STEPS:
+                found[words[3]] = [process, *process.children(recursive=True)]
     except psutil.Error:
         return found
     return found
@@ -96,9 +96,6 @@ def high_water(pid: int) -> int:
 
 def run_flow(work: Path, parameters: Iterable[str]) -> dict[str, Usage]:
     """Run the flow on the checkpoint in *work*, and return what each step used; ends the program if it fails."""
-    gates = compose_config([]).evaluate.gates
-    # Weights that know nothing answer wrong, and close to each other's by chance alone.
-    lenient = [f"~evaluate.gates.{name}" for name, gate in gates.items() if "integrity" not in gate["metric"]]
     chosen = [
         "model=local",
         f"model.path={work / 'checkpoint'}",
@@ -115,8 +112,11 @@ def run_flow(work: Path, parameters: Iterable[str]) -> dict[str, Usage]:
         "build_pipeline_wrapper.max_new_tokens=8",
         "build_onnx_wrapper.max_tokens=8",
         *parameters,
-        f"overrides={' '.join(lenient)}",
     ]
+    gates = compose_config(chosen).evaluate.gates
+    # Weights that know nothing answer wrong, and close to each other's by chance alone.
+    lenient = [f"~evaluate.gates.{name}" for name, gate in gates.items() if "integrity" not in gate["metric"]]
+    chosen.append(f"overrides={' '.join(lenient)}")
     command = ["mlflow", "run", str(ROOT), "--env-manager", "local"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     (work / "tmp").mkdir()

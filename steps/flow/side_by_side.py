@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 IsOver = Callable[[], bool]
 
-BYTES_PER_CHECKPOINT_BYTE, BYTES_OF_LIBRARIES = 4.2, 3e9
-"""Memory of both builds together: onnxruntime-genai's builder takes up to 3.1 times the checkpoint, the pipeline 1.1.
+BYTES_PER_CHECKPOINT_BYTE, BYTES_OF_LIBRARIES = 2.7, 3e9
+"""Memory of both builds together: onnxruntime-genai's builder takes up to 1.6 times the checkpoint, the pipeline 1.1.
 
 Measured at Phi-3-mini's size: docs/reference/benchmarks.md.
 """

@@ -56,7 +56,7 @@ def test_the_model_is_the_one_that_the_builder_itself_writes(tmp_path: Path, rec
 
 @pytest.mark.slow
 def test_the_weights_are_never_all_in_memory_as_fp32(tmp_path: Path) -> None:
-    size = Size(layers=32, hidden=512, intermediate=4096, heads=8)
+    size = Size(layers=24, hidden=512, intermediate=2048, heads=8)
     make_checkpoint(tmp_path / "checkpoint", size)
     recipe = Recipe("int4", "int4")
     theirs = build(tmp_path / "checkpoint", tmp_path / "theirs", recipe, THEIRS)
