@@ -73,7 +73,9 @@ async def streamed(model: OnnxChatModel, prompt: str, pieces: int | None = None)
     def tell(text: str | None) -> None:
         loop.call_soon_threadsafe(news.put_nowait, text)
 
-    (request,) = model.read_requests(ask(prompt, max_tokens=60), None, streaming=True)
+    # One that is to be cancelled must not reach its end before: the engine does not wait for the event loop.
+    tokens = 60 if pieces is None else 480
+    (request,) = model.read_requests(ask(prompt, max_tokens=tokens), None, streaming=True)
     output = RequestOutput(request, model.tokenizer, on_text=tell, on_finish=lambda: tell(None))
     model.engine.submit([output])
     texts: list[str] = []
