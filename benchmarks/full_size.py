@@ -3,7 +3,7 @@
     python -m benchmarks.full_size --work /somewhere/large [--clean] [--layers 2 --hidden 512 --intermediate 1024]
 
 Makes a checkpoint of random weights in the true dimensions (7.6 GB), shard by shard, takes it through the flow as
-`mlflow run` does, and prints two Markdown tables. Needs 24 GB of memory, 45 GB of disk, and a machine with nothing else
+`mlflow run` does, and prints two Markdown tables. Needs 16 GB of memory, 45 GB of disk, and a machine with nothing else
 to do. KEY=VALUE arguments go to the flow. Everything is in the folder --work; --clean removes it in the end.
 """
 
