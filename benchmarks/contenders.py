@@ -11,6 +11,7 @@ import onnxruntime_genai as og
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from benchmarks.document_wrapper import DocumentWrapper
+from steps.wrappers.onnx.engine.og_model import session_options
 from steps.wrappers.onnx.model import OnnxChatModel
 from steps.wrappers.onnx.tokenizer import ChatTokenizer
 
@@ -47,11 +48,14 @@ def wrapper(model: OnnxChatModel) -> Contender:
 
 
 class BareLoop:
-    """og's own loop over one batch, on one model: what nothing around it can be faster than."""
+    """og's own loop over one batch, on one model: what nothing around it can be faster than.
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    Its threads wait as the wrapper's do, or with *spin* as og's do by default.
+    """
+
+    def __init__(self, folder: Path, threads: int, *, spin: bool = False) -> None:
         config = og.Config(str(folder))
-        session = {"intra_op_num_threads": threads}
+        session = {"intra_op_num_threads": threads} if spin else session_options(threads)
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self.model = og.Model(config)
         self.tokenizer = ChatTokenizer(folder)

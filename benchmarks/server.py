@@ -7,9 +7,12 @@ Each client sends its next request when the last is answered. Definitions are th
 (TTFT) from sending a request to its first chunk with text; time per output token (TPOT) is the latency of a request
 over its output tokens; output tokens per second over the whole run. Meanwhile /health is asked 20 times a second.
 
+Before the time is taken, each client gets an answer: the first batch after a pause begins with the first request alone.
+
 Beside it, in turns: `mlflow models serve`, which does not stream and so has no TTFT; og's bare loop over one batch of
-as many prompts as there are clients, without a server; with --gguf, llama.cpp's server (llama-cpp-python[server], which
-the interpreter PYTHON has), which answers one request at a time.
+as many prompts as there are clients, without a server, with threads that wait as the wrapper's do, and as og's do by
+default (they spin); with --gguf, llama.cpp's server (llama-cpp-python[server], which the interpreter PYTHON has), which
+answers one request at a time.
 
 The model is the embedded one's build in fp32, with random sampling, because its answers are short. --onnx names another
 folder with an ONNX model, whose answers are greedy.
@@ -178,7 +181,7 @@ async def measure(server: Server, clients: int, load: Load) -> Figures:
         httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as client,
         httpx.AsyncClient(base_url=server.url, timeout=600) as health,
     ):
-        await ask(client, load.body(10**6, stream=server.streams))
+        await asyncio.gather(*(ask(client, load.body(10**6 + n, stream=server.streams)) for n in range(clients)))
         pinging = asyncio.create_task(ping())
         began = time.perf_counter()
         await asyncio.gather(*map(one_client, range(clients)))
@@ -196,15 +199,14 @@ async def measure(server: Server, clients: int, load: Load) -> Figures:
     )
 
 
-def bare_batch(loop: BareLoop, clients: int, load: Load) -> Figures:
-    """Return the figures of og's bare *loop* over a batch of as many prompts as there are *clients*."""
+def bare_batch(name: str, loop: BareLoop, clients: int, load: Load) -> Figures:
+    """Return the figures of og's bare *loop* over a batch of as many prompts as there are *clients*, under *name*."""
     tokens, seconds = 0, 0.0
     for at in range(load.requests):
         made, taken = loop([load.text(number * load.requests + at) for number in range(clients)], load.tokens)
         tokens, seconds = tokens + made, seconds + taken
-    return Figures(
-        "og's bare batch", clients, tokens / seconds, None, clients * seconds / tokens, seconds / load.requests, None
-    )
+    latency = seconds / load.requests
+    return Figures(name, clients, tokens / seconds, None, clients * seconds / tokens, latency, None)
 
 
 def middle(rounds: Sequence[Figures]) -> Figures:
@@ -278,14 +280,17 @@ def main() -> None:
         if options.gguf:
             url = stack.enter_context(llama_cpps(options.gguf, options.llama))
             servers.append(Server("llama.cpp's server", url, streams=True, health="/v1/models"))
-        loop = BareLoop(onnx, usable_cpus())
+        loops = {
+            "og's bare batch": BareLoop(onnx, usable_cpus()),
+            "og's bare batch, threads that spin": BareLoop(onnx, usable_cpus(), spin=True),
+        }
         found = []
         print(f"{machine()}\n\n| server | clients | tokens/s | TTFT | TPOT | latency | health p99 |\n|{'---|' * 7}")
         for clients in options.clients:
             rounds: list[list[Figures]] = []
             for _ in range(options.rounds):
                 taken = [asyncio.run(measure(server, clients, load)) for server in servers]
-                rounds.append([*taken, bare_batch(loop, clients, load)])
+                rounds.append([*taken, *(bare_batch(name, loop, clients, load) for name, loop in loops.items())])
             for figures in map(middle, zip(*rounds, strict=True)):
                 found.append(figures)
                 print(row(figures), flush=True)
