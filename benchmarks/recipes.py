@@ -4,14 +4,15 @@
                                  [--tokens 8192] [--json FILE]
 
 CHECKPOINT is a folder as `benchmarks.smollm2` makes it. Every recipe of `onnx_recipes.LADDER`, or those named, is built
-once below --work. With --llama-cpp, which needs requirements-benchmarks.in, llama.cpp's quantisations of the same
-weights come beside them. The text's tokens are read in pieces of --context, of which the second half is measured, as
-llama.cpp's `perplexity --kl-divergence` does; the reference is transformers in fp32. All decode in turns, each in its
-library's bare loop, so that what slows the machine slows all of them alike: the ratios tell more than the tokens a
-second. Prints Markdown; `benchmarks.recipes_plot` draws the JSON.
+once below --work, and measured once on the same texts. With --llama-cpp, which needs requirements-benchmarks.in,
+llama.cpp's quantisations of the same weights come beside them. The text's tokens are read in pieces of --context, of
+which the second half is measured, as llama.cpp's `perplexity --kl-divergence` does; the reference is transformers in
+fp32. All decode in turns, each in its library's bare loop, so that what slows the machine slows all of them alike: the
+ratios tell more than the tokens a second. Prints Markdown; `benchmarks.recipes_plot` draws the JSON.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -43,6 +44,7 @@ SECONDS = "seconds"
 """The file beside a build that says how long it took."""
 
 Logits = npt.NDArray[np.float32]
+Figures = dict[str, float]
 
 
 def build(recipe: Recipe, checkpoint: Path, folder: Path) -> Path:
@@ -86,12 +88,26 @@ class Model(Protocol):
         """Return the tokens a second of *answer* tokens after *prompt*, without the first, which needs the prompt."""
 
 
-def fidelity(model: Model, texts: Sequence[Text], reference: Sequence[Logits]) -> dict[str, float]:
+def fidelity(model: Model, texts: Sequence[Text], reference: Sequence[Logits]) -> Figures:
     """Return the figures of `fidelity_metrics` of *model*."""
     parts = []
     for number, (text, expected) in enumerate(zip(texts, reference, strict=True)):
         parts.append(compare(number, text, expected, measured_rows(model.logits(text.ids), text)))
     return fidelity_metrics(joined(parts), 0)
+
+
+def fidelities(models: Mapping[str, Model], checkpoint: Path, texts: Sequence[Text], work: Path) -> dict[str, Figures]:
+    """Return the figures of each model by name; *work* keeps them, so that the same texts are not measured again."""
+    digest = hashlib.sha256(json.dumps([text.ids for text in texts]).encode()).hexdigest()[:16]
+    reference: list[Logits] = []
+    found = {}
+    for name, model in models.items():
+        file = work / f"{name}.{digest}.json"
+        if not file.exists():
+            reference = reference or reference_logits(checkpoint, texts)
+            file.write_text(json.dumps(fidelity(model, texts, reference)))
+        found[name] = json.loads(file.read_text())
+    return found
 
 
 class Build:
@@ -189,10 +205,9 @@ def main() -> None:
     kinds = KINDS if options.llama_cpp else ()
     files = {f"llama.cpp {kind}": make_gguf(checkpoint, work, kind) for kind in kinds}
     texts = texts_of(checkpoint, options.text, options.tokens, options.context)
-    reference = reference_logits(checkpoint, texts)
     models: dict[str, Model] = {name: Build(folder) for name, folder in folders.items()}
     models |= {name: LlamaCpp(file, options.context) for name, file in files.items()}
-    told = {name: fidelity(model, texts, reference) for name, model in models.items()}
+    told = fidelities(models, checkpoint, texts, work)
     if (full := told.get(f"llama.cpp {FULL}")) and not full["fidelity.kl_mean"] < CLOSEST:
         sys.exit(f"llama.cpp computes another model of the same fp16 weights: KL {full['fidelity.kl_mean']:.4f}")
     prompt = texts[0].ids[:PROMPT]

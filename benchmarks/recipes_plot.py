@@ -23,7 +23,8 @@ THEIRS = "llama.cpp "
 
 UNQUANTISED = ("fp32", "llama.cpp F16")
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
-FIGURES = {"of the checkpoint": "Size, relative to the bf16 checkpoint", "of fp32": "Decode speed, relative to fp32"}
+SIZE = "of the checkpoint"
+FIGURES = {SIZE: "Size, relative to the bf16 checkpoint", "of fp32": "Decode speed, relative to fp32"}
 
 Rows = Mapping[str, Mapping[str, float]]
 
@@ -31,7 +32,7 @@ Rows = Mapping[str, Mapping[str, float]]
 def draw(told: list[dict[str, Any]]) -> Figure:
     """Return the plot of what each run of `benchmarks.recipes` *told*."""
     with style():
-        figure = Figure(figsize=(WIDTH * len(told), 6.6))
+        figure = Figure(figsize=(WIDTH * len(told), 8.6))
         FigureCanvasAgg(figure)
         panels = figure.subplots(len(FIGURES), len(told), squeeze=False, sharey=True, sharex="row")
         for column, run in enumerate(told):
@@ -57,10 +58,11 @@ def _panel(axes: Axes, rows: Rows, figure: str, label: str) -> None:
         some = {name.removeprefix(THEIRS): row for name, row in quantised.items() if name.startswith(THEIRS) != ours}
         places = [(row[figure], row["KL"]) for row in some.values()]
         axes.plot(*zip(*places, strict=True), marker, markersize=7, color=COLOURS[colour], label=words)
+        # Where the two are close, the points of one lie to the left: their labels stand there too.
+        side, away = ("left", 7) if ours == (figure == SIZE) else ("right", -7)
         for name, place in zip(some, places, strict=True):
-            side, away = ("left", 7) if ours else ("right", -7)
             axes.annotate(name, place, (away, 0), textcoords="offset points", ha=side, va="center", color=INK)
-    axes.margins(x=0.2, y=0.12)
+    axes.margins(x=0.25, y=0.1)
 
 
 def main() -> None:
@@ -71,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     figure = draw([json.loads(file.read_text()) for file in options.figures])
     with style():
-        figure.savefig(options.plot, dpi=110)
+        figure.savefig(options.plot, dpi=100)
 
 
 if __name__ == "__main__":
