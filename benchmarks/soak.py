@@ -2,7 +2,8 @@
 
     python -m benchmarks.soak [--minutes 10] [--onnx FOLDER] [--json FILE]
 
-First, eight clients ask without a pause for --minutes: memory of the server and its engine every ten seconds, errors.
+First, eight clients ask without a pause for --minutes: errors, and the memory of each process of the server every ten
+seconds, as medians of the fifths of that time, so that a growth that goes on can be told from one that ends.
 Then 32 clients ask, half of whom hang up after a random time: what is left in the engine when all are gone. The model
 is the embedded one's fp32 build, or the ONNX model in --onnx.
 """
@@ -28,19 +29,23 @@ CLIENTS, HANGING_UP = 8, 32
 GAUGES = ("slm:answers_unfinished", "vllm:num_requests_running", "vllm:num_requests_waiting")
 
 
-def memory(port: int) -> int:
-    """Return the resident bytes of the server that listens on *port* and of the processes that it started."""
+def memory(port: int) -> dict[str, int]:
+    """Return the resident bytes of the server that listens on *port*, and of the processes that it started."""
     (server,) = {
         psutil.Process(each.pid)
         for each in psutil.net_connections("tcp")
         if each.status == psutil.CONN_LISTEN and getattr(each.laddr, "port", 0) == port and each.pid
     }
-    return int(sum(each.memory_info().rss for each in (server, *server.children(recursive=True))))
+    found = {"server": server}
+    for child in server.children(recursive=True):
+        found["trace writer" if "steps.serving.trace_writer" in child.cmdline() else "engine"] = child
+    return {name: int(each.memory_info().rss) for name, each in found.items()}
 
 
 async def ask_for(minutes: float, url: str, load: Load) -> dict[str, Any]:
     """Return what eight clients met, and the memory every ten seconds."""
-    answers, errors, sizes = 0, 0, []
+    answers, errors = 0, 0
+    sizes: list[dict[str, int]] = []
     end = time.monotonic() + 60 * minutes
 
     async def one_client(number: int) -> None:
@@ -61,14 +66,16 @@ async def ask_for(minutes: float, url: str, load: Load) -> dict[str, Any]:
         watching = asyncio.create_task(watch())
         await asyncio.gather(*map(one_client, range(CLIENTS)))
         watching.cancel()
-    half = len(sizes) // 2
-    # The first seconds fill caches.
+    fifth = max(1, len(sizes) // 5)
+    fifths = [sizes[at : at + fifth] for at in range(0, 5 * fifth, fifth)]
     return {
         "minutes": minutes,
         "answers": answers,
         "errors": errors,
-        "memory, first half, MB": statistics.median(sizes[1:half] or sizes) / 1e6,
-        "memory, second half, MB": statistics.median(sizes[half:]) / 1e6,
+        "memory, MB": {
+            name: [round(statistics.median(each.get(name, 0) for each in part) / 1e6) for part in fifths if part]
+            for name in sizes[-1]
+        },
     }
 
 
@@ -93,7 +100,7 @@ async def hang_up(url: str, load: Load) -> dict[str, Any]:
         began = time.monotonic()
         while any((left := await gauges(client)).values()) and time.monotonic() < began + 60:
             await asyncio.sleep(0.01)
-    return {"answered": whole, "hung up": gone, "seconds until idle": time.monotonic() - began, **left}
+    return {"answered": whole, "hung up": gone, "seconds until idle": round(time.monotonic() - began, 3), **left}
 
 
 async def gauges(client: httpx.AsyncClient) -> dict[str, float]:
@@ -116,7 +123,7 @@ def main() -> None:
         found = {"load": asyncio.run(ask_for(options.minutes, url, load)), "hang-ups": asyncio.run(hang_up(url, load))}
     print(machine())
     for what, figures in found.items():
-        print(f"\n{what}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+        print(f"\n{what}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
 
