@@ -11,7 +11,6 @@ import onnxruntime_genai as og
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from benchmarks.document_wrapper import DocumentWrapper
-from steps.wrappers.onnx.engine.og_model import session_options
 from steps.wrappers.onnx.model import OnnxChatModel
 from steps.wrappers.onnx.tokenizer import ChatTokenizer
 
@@ -50,12 +49,14 @@ def wrapper(model: OnnxChatModel) -> Contender:
 class BareLoop:
     """og's own loop over one batch, on one model: what nothing around it can be faster than.
 
-    Its threads wait as the wrapper's do, or with *spin* as og's do by default.
+    A thread that waits for the other spins, as by default, or sleeps with *sleep*.
     """
 
-    def __init__(self, folder: Path, threads: int, *, spin: bool = False) -> None:
+    def __init__(self, folder: Path, threads: int, *, sleep: bool = False) -> None:
         config = og.Config(str(folder))
-        session = {"intra_op_num_threads": threads} if spin else session_options(threads)
+        session: dict[str, object] = {"intra_op_num_threads": threads}
+        if sleep:
+            session["session.intra_op.allow_spinning"] = "0"
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self.model = og.Model(config)
         self.tokenizer = ChatTokenizer(folder)

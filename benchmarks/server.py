@@ -10,9 +10,9 @@ over its output tokens; output tokens per second over the whole run. Meanwhile /
 Before the time is taken, each client gets an answer: the first batch after a pause begins with the first request alone.
 
 Beside it, in turns: `mlflow models serve`, which does not stream and so has no TTFT; og's bare loop over one batch of
-as many prompts as there are clients, without a server, with threads that wait as the wrapper's do, and as og's do by
-default (they spin); with --gguf, llama.cpp's server (llama-cpp-python[server], which the interpreter PYTHON has), which
-answers one request at a time.
+as many prompts as there are clients, without a server, with threads that spin while they wait, as is the default, and
+with threads that sleep; with --gguf, llama.cpp's server (llama-cpp-python[server], which the interpreter PYTHON has),
+which answers one request at a time.
 
 The model is the embedded one's build in fp32, with random sampling, because its answers are short. --onnx names another
 folder with an ONNX model, whose answers are greedy.
@@ -282,7 +282,7 @@ def main() -> None:
             servers.append(Server("llama.cpp's server", url, streams=True, health="/v1/models"))
         loops = {
             "og's bare batch": BareLoop(onnx, usable_cpus()),
-            "og's bare batch, threads that spin": BareLoop(onnx, usable_cpus(), spin=True),
+            "og's bare batch, threads that sleep": BareLoop(onnx, usable_cpus(), sleep=True),
         }
         found = []
         print(f"{machine()}\n\n| server | clients | tokens/s | TTFT | TPOT | latency | health p99 |\n|{'---|' * 7}")

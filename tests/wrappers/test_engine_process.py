@@ -95,22 +95,6 @@ def test_a_process_uses_the_cpus_that_it_may_use_where_it_is_loaded(onnx_folder:
     assert ended.stdout.split()[0] == "1"
 
 
-def sleeps(process: int) -> int:
-    """Return how often threads of *process* other than its first have gone to sleep."""
-    others = [task for task in Path(f"/proc/{process}/task").iterdir() if task.name != str(process)]
-    lines = [line for task in others for line in (task / "status").read_text().splitlines()]
-    return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches:"))
-
-
-def test_a_thread_of_the_engine_that_has_nothing_to_do_leaves_the_core_to_others(onnx_folder: Path) -> None:
-    model = load(onnx_folder, threads=2)
-    model.predict(None, ask("hello", max_tokens=5))
-    before = sleeps(model.engine.pid)
-    answer = model.predict(None, ask("hello " * 50, max_tokens=200))[0]
-    assert answer["usage"]["completion_tokens"] == 200
-    assert sleeps(model.engine.pid) - before > 50  # hundreds; a thread that spins does not sleep once
-
-
 def test_a_process_that_is_killed_fails_what_it_was_at_and_the_next_request_starts_it_again(onnx_folder: Path) -> None:
     model = load(onnx_folder)
     before = text_of(model.predict(None, ask("hello"))[0])

@@ -13,13 +13,6 @@ No token has this id. ONNX looks up its embedding all the same, and the result i
 """
 
 
-def session_options(threads: int) -> dict[str, Any]:
-    """Return og's session options for *threads* that share each operation."""
-    # By default a thread that waits for the others spins. It then holds the core that the server or a client needs,
-    # so that both threads wait for those: docs/reference/benchmarks.md has what that costs.
-    return {"intra_op_num_threads": threads, "session.intra_op.allow_spinning": "0"}
-
-
 class Refused(Exception):  # noqa: N818  # the request is wrong, not the engine
     """A sequence asks for what og cannot do, and why."""
 
@@ -37,8 +30,8 @@ class OgModel:
             msg = "this ONNX model was built for CUDA: it needs onnxruntime-genai-cuda and an NVIDIA GPU"
             raise Refused(msg)
         config = og.Config(str(folder))
-        decoder = {"session_options": session_options(threads)}
-        config.overlay(json.dumps({"model": {"pad_token_id": PAD, "decoder": decoder}}))
+        session = {"intra_op_num_threads": threads}
+        config.overlay(json.dumps({"model": {"pad_token_id": PAD, "decoder": {"session_options": session}}}))
         self._og = og
         self._model = og.Model(config)
         self.context = int(genai["context_length"])
