@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import psutil
 
 from steps.checkpoint.policy import only_needed
 from steps.config.schema import Ladder, project_path
@@ -21,6 +20,7 @@ from steps.logged_models.language_model import OnnxModel, TorchModel
 from steps.measurement.measure import COMPARES_TEXT, in_batches
 from steps.measurement.worker import Chat, texts_of
 from steps.records.errors import StepError
+from steps.safety.memory import available_memory
 from steps.wrappers.onnx.cpus import usable_cpus
 
 MOST_TOKENS = 4096
@@ -70,7 +70,7 @@ def reference_of(snapshot: Path, material: Material, folder: Path) -> Reference:
 
     torch.set_num_threads(usable_cpus())
     # fp32 where memory allows: on a CPU without bf16 instructions it is also faster.
-    dtype = "float32" if psutil.virtual_memory().available > _fp32_bytes(snapshot) else "auto"
+    dtype = "float32" if available_memory() > _fp32_bytes(snapshot) else "auto"
     model = AutoModelForCausalLM.from_pretrained(snapshot, dtype=dtype, local_files_only=True)
     with only_needed(snapshot) as own:  # so that the tokenizer is that of tokenizer.json
         language = TorchModel(model, AutoTokenizer.from_pretrained(own))

@@ -6,7 +6,7 @@ A CPU without bf16 instructions emulates bf16. The prefill of SmolLM2-135M then 
 
 from typing import Any
 
-import psutil
+from steps.safety.memory import available_memory
 
 NATIVE = {
     "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
@@ -26,7 +26,7 @@ def use_fast_dtype(model: Any) -> None:  # noqa: ANN401  transformers has no typ
     capabilities = torch.cpu.get_capabilities()
     if not native or model.device.type != "cpu" or any(capabilities.get(name) for name in native):
         return
-    if sum(4 * weight.numel() for weight in model.parameters()) < psutil.virtual_memory().available:
+    if sum(4 * weight.numel() for weight in model.parameters()) < available_memory():
         model.float()
 
 

@@ -53,7 +53,7 @@ def test_bf16_that_the_cpu_knows_stays(
 
 def test_a_model_that_would_not_fit_into_memory_stays(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_with(monkeypatch, "avx2")
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 100}))
+    monkeypatch.setattr("steps.logged_models.dtype.available_memory", lambda: 100.0)  # a container's limit counts
 
     use_fast_dtype(model)
 
