@@ -13,6 +13,7 @@ import psutil
 from hydra.core.hydra_config import HydraConfig
 from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig
+from sqlalchemy.exc import OperationalError
 
 from steps.config.command_line import CONF, compose_config, register_schema, translate
 from steps.config.schema import Config
@@ -134,5 +135,5 @@ def close_unopened_run() -> None:
     if run_id is None:
         return
     closing()
-    with suppress(MlflowException):
+    with suppress(MlflowException, OperationalError):
         close_run(run_id)

@@ -12,6 +12,7 @@ import mlflow
 import requests
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE, ErrorCode
+from sqlalchemy.exc import OperationalError
 from urllib3.util import Retry
 
 from steps.records.errors import StepError
@@ -114,6 +115,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _unavailable(error: BaseException) -> bool:
+    if isinstance(error, OperationalError):  # while a store is opened, MLflow passes it on as it is
+        return True
     return isinstance(error, MlflowException) and error.error_code == ErrorCode.Name(TEMPORARILY_UNAVAILABLE)
 
 

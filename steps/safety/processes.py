@@ -18,6 +18,7 @@ from types import FrameType
 import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from sqlalchemy.exc import OperationalError
 
 from steps.safety.search import runs_in_store
 
@@ -188,12 +189,23 @@ def close_below(run_id: str) -> list[Run]:
 
 
 def close_run(run_id: str) -> bool:
-    """Mark the run *run_id* as KILLED if it is still RUNNING; return whether it was."""
-    client = MlflowClient()
-    if client.get_run(run_id).info.status != "RUNNING":
-        return False
-    client.set_terminated(run_id, "KILLED")
-    return True
+    """Mark the run *run_id* as KILLED if it is still RUNNING; return whether it was.
+
+    A SQLite database that others have locked is asked again, for as long as a process has to end.
+    """
+    deadline = time.monotonic() + OWN_GRACE_SECONDS
+    while True:
+        try:
+            client = MlflowClient()
+            if client.get_run(run_id).info.status != "RUNNING":
+                return False
+            client.set_terminated(run_id, "KILLED")
+        except OperationalError:  # what opens the store waits for five seconds only, and a slow disk takes longer
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE_SECONDS)
+        else:
+            return True
 
 
 def _is_gone(tag: str) -> bool:

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import requests
 from mlflow import MlflowClient
+from sqlalchemy.exc import OperationalError
 
 from steps.records.errors import StepError
 from steps.safety.outages import explained, explanation
@@ -30,6 +31,11 @@ def test_a_server_that_refuses_is_not_said_to_be_away() -> None:
 def test_a_server_without_an_answer_is_away() -> None:
     line = explanation(requests.ConnectionError("refused")) or ""
     assert "does not answer: start it" in line
+
+
+def test_a_database_that_others_lock_is_named_with_the_reason() -> None:
+    line = explanation(OperationalError("SELECT 1", {}, Exception("database is locked"))) or ""
+    assert "cannot be used ((builtins.Exception) database is locked): fix that" in line
 
 
 def test_a_bug_has_no_line() -> None:

@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mlflow
@@ -211,6 +212,21 @@ def test_a_chain_whose_launcher_is_gone_closes_the_run_of_a_step_that_does_not_e
         chain.wait(timeout=30)
     runs = mlflow.MlflowClient().search_runs(["0"])
     assert {run.info.run_name: run.info.status for run in runs} == {"main": "KILLED", "fetch_model": "KILLED"}
+
+
+@pytest.mark.slow
+def test_a_run_is_closed_though_its_database_is_locked_for_longer_than_sqlite_waits(store: str) -> None:
+    run_id = a_running_run(tag="")
+    others = sqlite3.connect(store.removeprefix("sqlite:///"), isolation_level=None)
+    others.execute("BEGIN EXCLUSIVE")
+    program = f"from steps.safety.processes import close_run; print('asks', flush=True); close_run({run_id!r})"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
+        assert line_of(child) == "asks"
+        time.sleep(9)  # SQLite waits for five
+        others.execute("ROLLBACK")
+        assert child.wait() == 0
+    assert status_of(run_id) == "KILLED"
 
 
 def test_a_signal_during_an_import_takes_effect_after_it() -> None:
