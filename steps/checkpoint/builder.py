@@ -30,13 +30,10 @@ def main() -> None:
 def one_by_one(quantise: "QuantisationPass") -> "QuantisationPass":
     """Return a pass with the same result as *quantise* that holds one matrix in fp32 at a time.
 
-    Both take a builder that has the graph in fp32, and return the quantised model. Where the builder is to quantise
-    more than MatMul, which none of our recipes asks for, *quantise* does all.
+    Both take a builder that has the graph in fp32, and return the model with its MatMuls quantised.
     """
 
     def quantise_one_by_one(builder: "Builder") -> "ir.Model":
-        if set(builder.quant_attrs["op_types_to_quantize"]) != {"MatMul"}:
-            return quantise(builder)
         for node in list(builder.model.graph):
             if node.op_type == "MatMul" and node.inputs[1].const_value is not None:
                 part = copy.copy(builder)

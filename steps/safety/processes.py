@@ -189,23 +189,24 @@ def close_below(run_id: str) -> list[Run]:
 
 
 def close_run(run_id: str) -> bool:
-    """Mark the run *run_id* as KILLED if it is still RUNNING; return whether it was.
+    """Mark the run *run_id* as KILLED if it is still RUNNING; return whether it was."""
+    client = _patient_client()
+    if client.get_run(run_id).info.status != "RUNNING":
+        return False
+    client.set_terminated(run_id, "KILLED")
+    return True
 
-    A SQLite database that others have locked is asked again, for as long as a process has to end.
-    """
+
+def _patient_client() -> MlflowClient:
+    """Return a client; wait for a locked SQLite database as long as a process has to end."""
     deadline = time.monotonic() + OWN_GRACE_SECONDS
     while True:
         try:
-            client = MlflowClient()
-            if client.get_run(run_id).info.status != "RUNNING":
-                return False
-            client.set_terminated(run_id, "KILLED")
-        except OperationalError:  # what opens the store waits for five seconds only, and a slow disk takes longer
+            return MlflowClient()
+        except OperationalError:  # opening the store waits for five seconds only, and a slow disk takes longer
             if time.monotonic() > deadline:
                 raise
             time.sleep(PAUSE_SECONDS)
-        else:
-            return True
 
 
 def _is_gone(tag: str) -> bool:

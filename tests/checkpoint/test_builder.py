@@ -62,5 +62,4 @@ def test_the_weights_are_never_all_in_memory_as_fp32(tmp_path: Path) -> None:
     theirs = build(tmp_path / "checkpoint", tmp_path / "theirs", recipe, THEIRS)
     ours = build(tmp_path / "checkpoint", tmp_path / "ours", recipe)
     fp32 = 4 * size.parameters
-    print(theirs, ours, fp32)
     assert ours < theirs - fp32 / 2

@@ -1,12 +1,15 @@
 """What fails around a step has a line that says whose fault it is, and what to do."""
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import requests
 from mlflow import MlflowClient
+from sqlalchemy import create_engine, inspect
 from sqlalchemy.exc import OperationalError
 
 from steps.records.errors import StepError
@@ -33,9 +36,13 @@ def test_a_server_without_an_answer_is_away() -> None:
     assert "does not answer: start it" in line
 
 
-def test_a_database_that_others_lock_is_named_with_the_reason() -> None:
-    line = explanation(OperationalError("SELECT 1", {}, Exception("database is locked"))) or ""
-    assert "cannot be used ((builtins.Exception) database is locked): fix that" in line
+def test_a_database_that_others_lock_is_named_with_the_reason(tmp_path: Path) -> None:
+    others = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    others.execute("BEGIN EXCLUSIVE")
+    engine = create_engine(f"sqlite:///{tmp_path}/store.db", connect_args={"timeout": 0})
+    with pytest.raises(OperationalError) as raised:
+        inspect(engine).get_table_names()
+    assert "cannot be used ((sqlite3.OperationalError) database is locked): fix that" in str(explanation(raised.value))
 
 
 def test_a_bug_has_no_line() -> None:

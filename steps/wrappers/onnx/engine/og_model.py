@@ -29,8 +29,8 @@ class OgModel:
         if any("cuda" in provider for provider in providers) and not og.is_cuda_available():
             msg = "this ONNX model was built for CUDA: it needs onnxruntime-genai-cuda and an NVIDIA GPU"
             raise Refused(msg)
-        config = og.Config(str(folder))
         session = {"intra_op_num_threads": threads}
+        config = og.Config(str(folder))
         config.overlay(json.dumps({"model": {"pad_token_id": PAD, "decoder": {"session_options": session}}}))
         self._og = og
         self._model = og.Model(config)
