@@ -6,6 +6,7 @@ import pytest
 
 from steps.config.schema import BUILD, REFERENCE
 from tests.conftest import ROOT
+from tests.shared_flow import Flow
 
 pytestmark = pytest.mark.slow
 
@@ -13,22 +14,33 @@ WEIGHTS = {".safetensors", ".onnx", ".data"}
 TEXT = {".json", ".yaml", ".txt", ".md", ".jinja", ""}
 
 
-def files(folder: Path) -> dict[Path, Path]:
-    """Return the files below *folder* by their path in it, without the bytecode of tests that loaded the model."""
-    found = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
-    return {path.relative_to(folder): path for path in found}
+@pytest.fixture
+def files(flow: Flow, logged_models: dict[str, Path]) -> dict[str, dict[Path, Path]]:
+    """Return, for each candidate, the files that its step logged, by their path in the model.
+
+    Bytecode that is newer than the flow is of tests that loaded the model from its store.
+    """
+    ended = flow.chain.info.end_time / 1000
+    return {
+        name: {
+            path.relative_to(folder): path
+            for path in folder.rglob("*")
+            if path.is_file() and not (path.suffix == ".pyc" and path.stat().st_mtime > ended)
+        }
+        for name, folder in logged_models.items()
+    }
 
 
-def test_a_logged_model_holds_weights_text_and_our_own_code_only(logged_models: dict[str, Path]) -> None:
+def test_a_logged_model_holds_weights_text_and_our_own_code_only(files: dict[str, dict[Path, Path]]) -> None:
     ours = {path.read_bytes() for path in (ROOT / "steps" / "wrappers").rglob("*.py")}
-    for name, folder in logged_models.items():
-        code = {path: file for path, file in files(folder).items() if path.suffix not in WEIGHTS | TEXT}
+    for name, logged in files.items():
+        code = {path: file for path, file in logged.items() if path.suffix not in WEIGHTS | TEXT}
         assert {path.suffix for path in code} == ({".py"} if name == BUILD else set())
         assert all(file.read_bytes() in ours for file in code.values())
 
 
-def test_what_is_named_as_text_is_text(logged_models: dict[str, Path]) -> None:
-    assert logged_models.keys() == {REFERENCE, BUILD}
-    for folder in logged_models.values():
-        for path, file in files(folder).items():
+def test_what_is_named_as_text_is_text(files: dict[str, dict[Path, Path]]) -> None:
+    assert files.keys() == {REFERENCE, BUILD}
+    for logged in files.values():
+        for path, file in logged.items():
             assert path.suffix not in TEXT or "\0" not in file.read_text(encoding="utf-8"), path
