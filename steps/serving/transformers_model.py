@@ -88,10 +88,10 @@ class TorchEngine:
             return scores
 
         def push(ids: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
-            token, logprobs = int(ids[0, -1]), None
+            token, logprobs = int(ids[0, -1]), []
             if request.logprobs is not None:
-                logprobs = token_logprobs(logits[0].numpy(), token, request.logprobs)
-            output.push(token, logprobs, is_end=token in self._ends)
+                logprobs = [token_logprobs(logits[0].numpy(), token, request.logprobs)]
+            output.push([token], self._ends, logprobs)
             return torch.tensor([output.finished.is_set()], device=ids.device)
 
         ids = torch.tensor([request.prompt], device=self._model.device)

@@ -5,7 +5,6 @@ other thread of the server would run meanwhile.
 """
 
 import contextlib
-import itertools
 import json
 import multiprocessing
 import os
@@ -222,8 +221,7 @@ class EngineProcess:
 
     def _push(self, output: RequestOutput, tokens: list[int], logprobs: list[TokenLogprobs]) -> None:
         try:
-            for token, stated in itertools.zip_longest(tokens, logprobs):
-                output.push(token, stated, is_end=token in self._end_ids)
+            output.push(tokens, self._end_ids, logprobs)
         except Exception as error:  # noqa: BLE001  # the failure of one output must not fail all others
             output.finish("failed", brief_error(error))
 

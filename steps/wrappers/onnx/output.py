@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 from mlflow.exceptions import MlflowException
@@ -59,10 +59,21 @@ class RequestOutput:
         seed = [self.request.seed % 2**64, self._choice]
         return {"id": self.id, **fields, "seed": seed, "stream": self._detokenizer is not None}
 
-    def push(self, token: int, logprobs: TokenLogprobs | None = None, *, is_end: bool) -> None:
-        """Take the next token; *is_end* says that it is an end token of the model, which is never shown."""
-        if self.finished.is_set():
-            return
+    def push(self, tokens: Iterable[int], ends: Container[int], logprobs: Iterable[TokenLogprobs] = ()) -> None:
+        """Take the next *tokens*, and their *logprobs* if asked for; those in *ends* end it, and are never shown."""
+        begun = len(self.text)
+        reason = None
+        for token, stated in itertools.zip_longest(tokens, logprobs):
+            if reason or self.finished.is_set():
+                break
+            reason = self._take(token, stated, is_end=token in ends)
+        if self._on_text and (new := self.text[begun:]):
+            self._on_text(new)
+        if reason:
+            self.finish(reason)
+
+    def _take(self, token: int, logprobs: TokenLogprobs | None, *, is_end: bool) -> str | None:
+        """Take the next token; return the finish reason if it is the last."""
         self.tokens.append(token)
         if logprobs and not is_end:
             self.logprobs.append(logprobs)
@@ -76,8 +87,9 @@ class RequestOutput:
             met_stop = self._show(self._detokenizer.settled, is_all=last)
         elif last:
             self.text = self.tokenizer.decode(self.tokens[:-1] if is_end else self.tokens)
-        if last or met_stop:
-            self.finish("stop" if is_end or met_stop else "length")
+        if not last and not met_stop:
+            return None
+        return "stop" if is_end or met_stop else "length"
 
     @property
     def stated_reason(self) -> str | None:
@@ -151,8 +163,5 @@ class RequestOutput:
             # The last characters may be the first of a stop string.
             begun = (n for string in stop for n in range(1, len(string)) if settled.endswith(string[:n]))
             shown -= max(begun, default=0)
-        new = settled[len(self.text) : shown]
-        self.text += new
-        if new and self._on_text:
-            self._on_text(new)
+        self.text += settled[len(self.text) : shown]
         return bool(met)

@@ -30,6 +30,7 @@ if not __package__:
     sys.modules[__package__] = importlib.util.module_from_spec(_spec)
 
 from .og_model import OgModel, first_line
+from .runner import StepCost
 from .scheduler import Scheduler
 from .sequence import Sequence
 
@@ -42,7 +43,7 @@ def serve(connection: Connection, folder: Path, threads: int, limits: dict[str, 
         why = first_line(error)
         connection.send_bytes(json.dumps({"failed": why or type(error).__name__}).encode())
         return
-    scheduler = Scheduler(model, **limits)
+    scheduler = Scheduler(model, StepCost(), **limits)
     stats = scheduler.stats
     connection.send_bytes(b'{"ready": true}')
     while True:

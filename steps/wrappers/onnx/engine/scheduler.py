@@ -8,25 +8,15 @@ sequence that ran alone for the next prompt that begins alike. docs/reference/se
 from collections.abc import Iterable
 from time import monotonic
 
-import numpy as np
-import numpy.typing as npt
-
-from .logprobs import TokenLogprobs, token_logprobs
-from .og_model import PAD, OgModel, Refused, first_line
+from .og_model import OgModel, Refused, first_line
+from .outbox import Outbox, Tokens
 from .prefix_cache import PrefixCache
-from .sampling import sampled
+from .runner import Runner, StepCost
 from .sequence import Batch, Sequence, longest, reserved_length
 from .stats import Stats
 
-# What a step costs, in prompt tokens, which og computes many at once: to read the weights, and for each sequence.
-STEP_COST, SEQUENCE_COST = 2, 1
-# Chunked prefill: the prompt tokens of a single sequence that are computed between two steps of the other batches.
-CHUNK_SIZE = 256
 # Batching window: wait this many seconds for each further request, and at most MAX_WINDOW in total.
 WINDOW, MAX_WINDOW = 0.02, 0.05
-
-Tokens = list[tuple[int, list[int], list[TokenLogprobs]]]
-"""By sequence id: the tokens to send, and their log probabilities if asked for."""
 
 Errors = list[tuple[int, str, str]]
 """By sequence id: "refused" or "failed", and why."""
@@ -35,12 +25,16 @@ Errors = list[tuple[int, str, str]]
 class Scheduler:
     """Generates sequences: `add` or `drop` them, then `step` until it is `idle`."""
 
-    def __init__(self, model: OgModel, max_batch: int, max_batch_tokens: int, max_kept_tokens: int) -> None:
+    def __init__(
+        self, model: OgModel, cost: StepCost, max_batch: int, max_batch_tokens: int, max_kept_tokens: int
+    ) -> None:
         """Limit a batch to *max_batch* sequences, all KV caches to *max_batch_tokens*, *max_kept_tokens* of it cached.
 
         A sequence that alone exceeds *max_batch_tokens* runs alone.
         """
         self._model = model
+        self._cost = cost
+        self._runner = Runner(model, cost)
         self._max_batch = max_batch
         self._max_cache = max_batch_tokens
         self._prefixes = PrefixCache(min(max_kept_tokens, max_batch_tokens) if model.is_attention_only else 0)
@@ -48,9 +42,9 @@ class Scheduler:
         self._batches: list[Batch] = []  # in the order of their steps
         self._expected = 64.0  # expected number of tokens still to generate: a moving average
         self._last_size = 1  # sequences that began together last, in a new batch or by joining one
-        self._first_arrival = 0.0  # when the first of the waiting sequences came
-        self._hits = self._hit_tokens = self._prompt_tokens = self._generators = 0
-        self._tokens: Tokens = []
+        self._window_opened = 0.0  # when the first of the waiting sequences came, or the last batch ended after it
+        self._hits = self._hit_tokens = 0
+        self._outbox = Outbox()
         self._errors: Errors = []
 
     @property
@@ -64,8 +58,8 @@ class Scheduler:
             prefix_cache=self._prefixes.size,
             prefix_cache_hits=self._hits,
             prefix_cache_hit_tokens=self._hit_tokens,
-            prompt_tokens=self._prompt_tokens,
-            generators=self._generators,
+            prompt_tokens=self._runner.prompt_tokens,
+            generators=self._runner.generators,
         )
 
     @property
@@ -82,12 +76,12 @@ class Scheduler:
         """
         if self._batches or len(self._waiting) >= self._last_size:
             return 0
-        return max(0, min(WINDOW, self._first_arrival + MAX_WINDOW - monotonic()))
+        return max(0, min(WINDOW, self._window_opened + MAX_WINDOW - monotonic()))
 
     def add(self, sequence: Sequence) -> None:
         """Let *sequence* wait until there is room."""
         if not self._waiting:
-            self._first_arrival = monotonic()
+            self._window_opened = monotonic()
         self._waiting.append(sequence)
 
     def drop(self, ids: Iterable[int]) -> None:
@@ -110,16 +104,16 @@ class Scheduler:
             except Exception as error:  # noqa: BLE001  # a batch that fails must not end the process
                 self._batches.remove(batch)
                 self._fail(batch.sequences, "failed", f"onnxruntime-genai: {first_line(error)}")
-        tokens, errors = self._tokens, self._errors
-        self._tokens, self._errors = [], []
-        return tokens, errors
+        errors, self._errors = self._errors, []
+        # A step that computes a prompt may take long.
+        return self._outbox.take(wait=all(batch.is_decoding for batch in self._batches)), errors
 
     def _next_batch(self) -> Batch | None:
         """Take the batch whose step is next, begun anew if many of its sequences have finished; None if it failed."""
         batch = self._batches.pop(0)
         live = batch.live
         # Finished sequences still take their time.
-        if self._pays(live, [], SEQUENCE_COST * (len(batch.sequences) - len(live))):
+        if self._pays(live, [], self._cost.each * (len(batch.sequences) - len(live))):
             batch.generator = None  # frees its memory before more is asked for
             return self._begin(live)
         return batch
@@ -140,7 +134,7 @@ class Scheduler:
         """Admit *sequence*, with those waiting that can share its batch; return whether there was room."""
         together = self._sharing([], self._waiting)
         cached, reused = self._prefixes.lookup(sequence, self._roomy_length(reserved_length([sequence])))
-        saves_more = reused >= STEP_COST * min(sequence.remaining, self._expected)
+        saves_more = reused >= self._cost.fixed * min(sequence.remaining, self._expected)
         alone = len(together) == 1 and not self._joinable(sequence)
         if cached and (saves_more or alone) and self._continue_cached(cached, sequence, reused):
             return True
@@ -150,6 +144,8 @@ class Scheduler:
             self._cache(batch)
         elif self._batches and self._used() + reserved_length(together) * len(together) > self._max_cache:
             return False  # until a batch ends
+        elif any(self._ends_before(batch, sequence) for batch in self._batches):
+            return False
         self._waiting = [other for other in self._waiting if other not in together]
         if new := self._begin(together):
             self._batches.insert(0, new)
@@ -178,9 +174,17 @@ class Scheduler:
         """Return a running batch that pays to begin anew together with *sequence*."""
         for batch in self._batches:
             live = batch.live
-            if sequence in self._sharing(live, [sequence]) and self._pays(live, [sequence], STEP_COST):
+            if sequence in self._sharing(live, [sequence]) and self._pays(live, [sequence], self._cost.fixed):
                 return batch
         return None
+
+    def _ends_before(self, batch: Batch, sequence: Sequence) -> bool:
+        """Return whether *batch* certainly ends before the prompt of *sequence* would be computed.
+
+        Then *sequence* waits: it would hold up the batch for longer, and may share the next one with the same clients.
+        """
+        steps = max((each.remaining for each in batch.live), default=0)
+        return batch.is_decoding and steps * self._cost.of(len(batch.sequences)) <= sequence.length
 
     def _sharing(self, sequences: list[Sequence], others: list[Sequence]) -> list[Sequence]:
         """Return *sequences* and those of *others* that can share one batch with all of them."""
@@ -204,7 +208,7 @@ class Scheduler:
             and all(sequence.json_schema is None for sequence in sequences)  # og: one grammar, one sequence
         )
 
-    def _pays(self, live: list[Sequence], joining: list[Sequence], saved: int) -> bool:
+    def _pays(self, live: list[Sequence], joining: list[Sequence], saved: float) -> bool:
         """Return whether computing *live* again, with *joining*, costs less than *saved* at every remaining step."""
         sequences = [*live, *joining]
         again = longest(sequences) * len(sequences) - longest(joining) * len(joining)
@@ -242,44 +246,15 @@ class Scheduler:
             length = self._roomy_length(length)
         self._prefixes.evict(self._max_cache - self._used() - length * len(sequences))
         try:
-            generator = self._model.generator(len(sequences), length, sequences[0].json_schema)
-            self._generators += 1
-            batch = Batch(generator, sequences, length, sequences[0].token_ids)
-            if len(sequences) > 1:
-                ids = np.full((len(sequences), longest(sequences)), PAD, dtype=np.int32)
-                for at, sequence in enumerate(sequences):
-                    ids[at, : sequence.length] = sequence.token_ids  # og counts positions from the left: pad right
-                generator.append_tokens(ids)
-                batch.computed = len(batch.prompt)
-                self._prompt_tokens += ids.size
+            return self._runner.begin(sequences, length)
         except Refused as error:
             self._fail(sequences, "refused", f"{sequences[0].schema_field} {error}")
         except Exception as error:  # noqa: BLE001  # a batch that fails must not end the process
             self._fail(sequences, "failed", f"onnxruntime-genai: {first_line(error)}")
-        else:
-            return batch
         return None
 
     def _compute(self, batch: Batch) -> None:
-        """Compute the next chunk of the prompt, or after the last one a token for every sequence."""
-        if batch.computed < len(batch.prompt):
-            chunk = batch.prompt[batch.computed : batch.computed + CHUNK_SIZE]
-            batch.generator.append_tokens(np.array([chunk], dtype=np.int32))
-            batch.computed += len(chunk)
-            self._prompt_tokens += len(chunk)
-            if batch.computed < len(batch.prompt):
-                return
-        running = [(at, sequence) for at, sequence in enumerate(batch.sequences) if not sequence.finished]
-        logits = None
-        if any(sequence.temperature or sequence.logprobs is not None for _, sequence in running):
-            logits = np.array(batch.generator.get_logits())[:, 0]  # batch, vocabulary
-            _sample(batch, running, logits)
-        batch.generator.generate_next_token()
-        tokens = batch.generator.get_next_tokens()
-        for at, sequence in running:
-            token = int(tokens[at])
-            if logits is not None and sequence.logprobs is not None:
-                sequence.stated.append(token_logprobs(logits[at], token, sequence.logprobs))
+        for sequence, token in self._runner.step(batch):
             self._push(sequence, token)
         if not batch.live:
             self._end(batch)
@@ -289,26 +264,15 @@ class Scheduler:
         sequence.finished = token in self._model.end_ids or sequence.remaining == 0
         if sequence.finished:
             self._expected += 0.1 * (len(sequence.tokens) - self._expected)
-        if sequence.stream:
-            self._tokens.append((sequence.id, [token], sequence.stated[-1:]))
-        elif sequence.finished:
-            self._tokens.append((sequence.id, sequence.tokens, sequence.stated))
+        self._outbox.put(sequence)
 
     def _end(self, batch: Batch) -> None:
         self._batches.remove(batch)
         self._cache(batch)
+        if not self._batches:
+            self._window_opened = monotonic()
 
     def _fail(self, sequences: list[Sequence], how: str, why: str) -> None:
         self._errors += [(sequence.id, how, why) for sequence in sequences if not sequence.finished]
         for sequence in sequences:
             sequence.finished = True
-
-
-def _sample(batch: Batch, running: list[tuple[int, Sequence]], logits: npt.NDArray[np.float32]) -> None:
-    """Have og choose the next token of each *running* sequence that samples at random; *logits* stay as they are."""
-    if any(sequence.temperature for _, sequence in running):
-        changed = logits.copy()
-        for at, sequence in running:
-            if sequence.temperature:
-                changed[at] = sampled(logits[at], sequence)
-        batch.generator.set_logits(changed[:, None])

@@ -27,6 +27,7 @@ class Sequence:
     logprobs: int | None = None  # send each token's log probability, and those of this many alternatives
     tokens: list[int] = dataclasses.field(default_factory=list)
     stated: list[TokenLogprobs] = dataclasses.field(default_factory=list)  # of `tokens`, if asked for
+    sent: int = 0  # of `tokens`
     finished: bool = False
 
     @cached_property
@@ -67,6 +68,11 @@ class Batch:
     def live(self) -> list[Sequence]:
         """The sequences that have not finished."""
         return [sequence for sequence in self.sequences if not sequence.finished]
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether its prompts are computed."""
+        return self.computed == len(self.prompt)
 
     @property
     def cache_size(self) -> int:
