@@ -22,7 +22,7 @@ def test_a_stream_gives_the_same_text_in_pieces(server: Server) -> None:
     chunks = list(stream)
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
     assert "".join(pieces) == ANSWER
-    assert len([piece for piece in pieces if piece]) > 3
+    assert len([piece for piece in pieces if piece]) > 1
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "stop"
     assert {chunk.usage for chunk in chunks} == {None}

@@ -9,6 +9,7 @@ from steps.checkpoint.onnx_export import build_onnx
 from steps.config.schema import ExecutionProvider
 from steps.records.onnx_recipes import Recipe
 from steps.wrappers.onnx.engine.og_model import OgModel
+from steps.wrappers.onnx.engine.runner import measured_cost
 from steps.wrappers.onnx.engine.scheduler import Scheduler
 from steps.wrappers.onnx.engine.sequence import Sequence
 
@@ -51,7 +52,7 @@ def test_answers_are_those_of_transformers_alone_together_one_after_the_other_an
     import torch
 
     model, theirs = lfm2
-    scheduler = Scheduler(model, 8, 4096, 2048)
+    scheduler = Scheduler(model, measured_cost(model), 8, 4096, 2048)
     prompts = [[20 + 7 * at % 300 for at in range(length)] for length in (30, 40, 40, 300)]
     with torch.no_grad():
         expected = [

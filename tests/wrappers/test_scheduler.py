@@ -12,6 +12,7 @@ from steps.config.command_line import compose_config
 from steps.wrappers.onnx.engine import scheduler as scheduler_module
 from steps.wrappers.onnx.engine.og_model import OgModel
 from steps.wrappers.onnx.engine.prefix_cache import BLOCK_SIZE
+from steps.wrappers.onnx.engine.runner import StepCost, measured_cost
 from steps.wrappers.onnx.engine.scheduler import Scheduler
 from steps.wrappers.onnx.engine.sequence import Sequence
 from tests.conftest import ROOT
@@ -30,7 +31,9 @@ def sequence(prompt: list[int], max_tokens: int = 12, **options: Any) -> Sequenc
 
 
 def scheduler(model: OgModel, **limits: int) -> Scheduler:
-    return Scheduler(model, **{"max_batch": 8, "max_batch_tokens": 4096, "max_kept_tokens": 2048, **limits})
+    return Scheduler(
+        model, StepCost(2, 1), **{"max_batch": 8, "max_batch_tokens": 4096, "max_kept_tokens": 2048, **limits}
+    )
 
 
 def answers(engine: Scheduler, *sequences: Sequence) -> list[list[int]]:
@@ -180,6 +183,44 @@ def test_sequences_that_are_added_together_are_one_batch(model: OgModel) -> None
         engine.add(sequence(prompt_of(20 + seed, seed)))
     engine.step()
     assert engine.stats.batches == [6]
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_request_waits_for_a_batch_that_ends_before_its_prompt_would_be_computed(model: OgModel) -> None:
+    engine = scheduler(model)
+    running = [sequence(prompt_of(100, seed), 20) for seed in range(8)]
+    for each in running:
+        engine.add(each)
+    for _ in range(18):
+        engine.step()
+    early = sequence(prompt_of(60, 8))  # two steps of a batch of 8 cost 20
+    engine.add(early)
+    engine.step()
+    assert engine.stats.batches == [8]
+    engine.step()
+    assert engine.idle is False
+    assert engine.max_wait > 0, "those that it waited for may ask again"
+    for seed in range(9, 16):
+        engine.add(sequence(prompt_of(60, seed)))
+    engine.step()
+    assert engine.stats.batches == [8]
+
+
+def test_a_request_does_not_wait_for_a_batch_that_ends_later(model: OgModel) -> None:
+    engine = scheduler(model)
+    for seed in range(8):
+        engine.add(sequence(prompt_of(100, seed), 20))
+    engine.step()
+    engine.add(sequence(prompt_of(60, 8)))
+    engine.step()
+    assert sorted(engine.stats.batches) == [1, 8]
+
+
+def test_a_step_costs_more_than_a_prompt_token_and_more_with_more_sequences(model: OgModel) -> None:
+    cost = measured_cost(model)
+    assert cost.fixed >= 0
+    assert cost.each >= 0
+    assert cost.of(8) >= cost.of(1) > 0
 
 
 def test_a_sequence_that_is_dropped_frees_its_place_within_one_step(model: OgModel) -> None:

@@ -148,8 +148,8 @@ def test_marks_that_are_special_tokens_are_seen_by_the_parser_and_not_by_the_use
             streamed, whole = RequestOutput(request, ours, on_text=pieces.append), RequestOutput(request, ours)
             for output in (streamed, whole):
                 for token in theirs(answer + kind.control[0])["input_ids"]:
-                    output.push(token, is_end=False)
-                output.push(0, is_end=True)
+                    output.push([token], ())
+                output.push([0], [0])
             deltas = [delta for piece in [*pieces, ""] for delta in streamed.deltas(piece)]
             shown = "".join(delta.get("content", "") for delta in deltas)
             message = whole.message()

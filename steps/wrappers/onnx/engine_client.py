@@ -207,11 +207,11 @@ class EngineProcess:
         stopped = []
         for number, tokens, logprobs in message["tokens"]:
             if output := self.outputs.get(number):
+                count = len(output.tokens) + len(tokens)
+                if tokens[-1] in self._end_ids or count == output.request.max_tokens:
+                    self.outputs.pop(number, None)  # before its caller hears of the end, and asks for `unfinished`
                 self._push(output, tokens, logprobs)
-                ended = tokens[-1] in self._end_ids or len(output.tokens) == output.request.max_tokens
-                if ended:
-                    self.outputs.pop(number, None)
-                elif output.finished.is_set():  # by a stop string, which the engine does not know
+                if number in self.outputs and output.finished.is_set():  # by a stop string, unknown to the engine
                     stopped.append(number)
         for number, reason, why in message["error"]:
             if output := self.outputs.pop(number, None):

@@ -30,7 +30,7 @@ if not __package__:
     sys.modules[__package__] = importlib.util.module_from_spec(_spec)
 
 from .og_model import OgModel, first_line
-from .runner import StepCost
+from .runner import measured_cost
 from .scheduler import Scheduler
 from .sequence import Sequence
 
@@ -39,11 +39,12 @@ def serve(connection: Connection, folder: Path, threads: int, limits: dict[str, 
     """Load the model and do what *connection* says, until it or the process *parent* ends."""
     try:
         model = OgModel(folder, threads)
+        cost = measured_cost(model)
     except Exception as error:  # noqa: BLE001  # whatever it is, the parent has to be told
         why = first_line(error)
         connection.send_bytes(json.dumps({"failed": why or type(error).__name__}).encode())
         return
-    scheduler = Scheduler(model, StepCost(), **limits)
+    scheduler = Scheduler(model, cost, **limits)
     stats = scheduler.stats
     connection.send_bytes(b'{"ready": true}')
     while True:

@@ -1,5 +1,6 @@
-"""Runner: has og compute the prompts of a batch and its steps, and measures what they cost."""
+"""Runner: has og compute the prompts and the steps of a batch. A step has a cost, which is measured."""
 
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
@@ -13,51 +14,46 @@ from .sequence import Batch, Sequence, longest
 CHUNK_SIZE = 256
 """Chunked prefill: the prompt tokens of a single sequence that are computed between two steps of the other batches."""
 
+SEVERAL, PROMPT = 4, 33
+"""The sequences, and the prompt tokens, with which the cost of a step is measured."""
 
+
+@dataclass(frozen=True)
 class StepCost:
-    """What a step of a batch costs, in prompt tokens: `fixed`, to read the weights, and `each` for every sequence.
+    """What a step of a batch costs, in prompt tokens: `fixed`, to read the weights, and `each` for every sequence."""
 
-    It is measured, because it differs with model, recipe and machine: between 2 and 13, and between 1.4 and 1.9, for
-    the recipes of one model on one machine (docs/reference/serving.md). A straight line is fitted to the last steps.
-    """
-
-    LASTING = 0.99
-    """The weight of a measurement beside the next one."""
-
-    def __init__(self, fixed: float = 4, each: float = 1.5) -> None:
-        """Begin with *fixed* and *each*, until there are measurements."""
-        self.fixed, self.each = fixed, each
-        self._seconds = self._tokens = 0.0  # of prompts
-        # Sums over steps of n sequences that cost c: of 1, n, c, n², nc; as if a few of 1 and of 8 had been measured.
-        begun = [[1, n, cost, n * n, n * cost] for n in (1, 8) for cost in [fixed + n * each]]
-        self._sums = 4 * np.sum(begun, axis=0, dtype=float)
+    fixed: float
+    each: float
 
     def of(self, sequences: int) -> float:
         """Return the cost of a step of that many *sequences*."""
         return self.fixed + self.each * sequences
 
-    def prompt_took(self, tokens: int, seconds: float) -> None:
-        """Take the *seconds* for *tokens* of prompts into account."""
-        self._seconds = self.LASTING * self._seconds + seconds
-        self._tokens = self.LASTING * self._tokens + tokens
 
-    def step_took(self, sequences: int, seconds: float) -> None:
-        """Take the *seconds* for a step of that many *sequences* into account."""
-        if not self._seconds:
-            return
-        cost = seconds * self._tokens / self._seconds
-        self._sums = self.LASTING * self._sums + np.array([1, sequences, cost, sequences * sequences, sequences * cost])
-        mean_n, mean_cost, mean_square, mean_product = self._sums[1:] / self._sums[0]
-        if (variance := mean_square - mean_n**2) > 0.1:  # otherwise nearly all steps had as many sequences
-            self.each = max(0.0, float(mean_product - mean_n * mean_cost) / variance)
-        self.fixed = max(0.0, float(mean_cost - mean_n * self.each))
+def measured_cost(model: OgModel) -> StepCost:
+    """Measure what a step of *model* costs here, in about the time of 50 prompt tokens.
+
+    It differs with model, recipe and machine: `fixed` is between 4 and 10 for the recipes of one model on one machine.
+    """
+
+    def seconds(sequences: int, length: int) -> float:
+        generator = model.generator(sequences, length + 1)
+        started = perf_counter()
+        generator.append_tokens(np.ones((sequences, length), dtype=np.int32))
+        return perf_counter() - started
+
+    # The least of some: another program may have had the processor. A step costs as much as a prompt of one token.
+    one, several = (min(seconds(sequences, 1) for _ in range(3)) for sequences in (1, SEVERAL))
+    prompt = min(seconds(1, PROMPT) for _ in range(2))
+    token = (prompt - one) / (PROMPT - 1)
+    each = max(several - one, 0) / (SEVERAL - 1)
+    return StepCost(max(one - each, 0) / token, each / token)
 
 
 class Runner:
-    """Begins batches of sequences and lets them take steps, one call of og at a time."""
+    """Begins batches of sequences and lets them take steps."""
 
-    def __init__(self, model: OgModel, cost: StepCost) -> None:
-        self.cost = cost
+    def __init__(self, model: OgModel) -> None:
         self.prompt_tokens = self.generators = 0  # computed, made
         self._model = model
 
@@ -87,12 +83,10 @@ class Runner:
                 return []
         running = [(at, sequence) for at, sequence in enumerate(batch.sequences) if not sequence.finished]
         logits = None
-        started = perf_counter()
         if any(sequence.temperature or sequence.logprobs is not None for _, sequence in running):
             logits = np.array(batch.generator.get_logits())[:, 0]  # batch, vocabulary
             _sample(batch, running, logits)
         batch.generator.generate_next_token()
-        self.cost.step_took(len(batch.sequences), perf_counter() - started)
         tokens = batch.generator.get_next_tokens()
         for at, sequence in running:
             if logits is not None and sequence.logprobs is not None:
@@ -100,9 +94,7 @@ class Runner:
         return [(sequence, int(tokens[at])) for at, sequence in running]
 
     def _append(self, batch: Batch, ids: npt.NDArray[np.int32]) -> None:
-        started = perf_counter()
         batch.generator.append_tokens(ids)
-        self.cost.prompt_took(ids.size, perf_counter() - started)
         self.prompt_tokens += ids.size
 
 

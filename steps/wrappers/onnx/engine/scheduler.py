@@ -34,7 +34,7 @@ class Scheduler:
         """
         self._model = model
         self._cost = cost
-        self._runner = Runner(model, cost)
+        self._runner = Runner(model)
         self._max_batch = max_batch
         self._max_cache = max_batch_tokens
         self._prefixes = PrefixCache(min(max_kept_tokens, max_batch_tokens) if model.is_attention_only else 0)
