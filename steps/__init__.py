@@ -1,7 +1,8 @@
-"""The five steps, one module each, and the rooms that they share, in the order in which data passes.
+"""The entry points, and the rooms of code that they share, in the order in which data passes.
 
     main, sweep    run the chain once; once for every combination of values
     fetch_model, build_pipeline_wrapper, build_onnx_wrapper, evaluate, register    the steps
+    serve, export, monitor    what follows: the champion served, exported, watched
 
     checkpoint     a model's files, complete, from a folder or a hub; their export to ONNX
     wrappers       code that travels inside the logged model
@@ -11,6 +12,9 @@
     evaluation     questions, scores, statistics, gates: numbers only
     report         pages, plots and tables
     registry       versions, aliases, promotion, model card
+    serving        a registered model behind OpenAI's API
+    exporting      a version as a folder and an archive, checked
+    monitoring     live requests, held against the version's evaluation
     sweeps         the trials of a sweep
     extras         optional features
 
