@@ -18,5 +18,5 @@ A request passes these files in this order:
     cpus.py           how many CPUs a process may use
 
 It imports nothing of this project outside itself, neither torch nor transformers, and importing it registers nothing.
-This file has to stay empty; `onnx_chat.py` says why.
+This file must hold no code: `onnx_chat.py` says why.
 """

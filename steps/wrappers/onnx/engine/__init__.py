@@ -11,5 +11,5 @@
     logprobs.py      log probabilities of tokens, for requests that ask for them
     stats.py         what the scheduler is doing, in numbers
 
-It imports neither MLflow nor pandas, so this file has to stay empty.
+It imports neither MLflow nor pandas, so this file must hold no code.
 """

@@ -14,7 +14,7 @@ No token has this id. ONNX looks up its embedding all the same, and the result i
 
 
 class Refused(Exception):  # noqa: N818  # the request is wrong, not the engine
-    """A sequence asks for what og cannot do, and why."""
+    """A sequence asks for something that og cannot do; the message says why."""
 
 
 class OgModel:
@@ -22,7 +22,7 @@ class OgModel:
 
     def __init__(self, folder: Path, threads: int) -> None:
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        import onnxruntime_genai as og  # heavy, and the server's process, which imports this file, needs it not
+        import onnxruntime_genai as og  # slow; the server's process imports this file too, and does not need og
 
         genai = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
         providers = genai["decoder"]["session_options"].get("provider_options", [])

@@ -6,7 +6,7 @@ from .logprobs import TokenLogprobs
 from .sequence import Sequence
 
 INTERVAL = 0.05
-"""Tokens of so many seconds go together.
+"""A stream's tokens are sent together, every so many seconds.
 
 A message costs the server and its clients CPU time that og's threads then lack: sent one by one, the tokens of eight
 streams took a fifth of two cores. A person reads slower than this.

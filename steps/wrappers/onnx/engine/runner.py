@@ -54,7 +54,7 @@ class Runner:
     """Begins batches of sequences and lets them take steps."""
 
     def __init__(self, model: OgModel) -> None:
-        self.prompt_tokens = self.generators = 0  # computed, made
+        self.prompt_tokens = self.generators = 0  # counters: prompt tokens computed, generators made
         self._model = model
 
     def begin(self, sequences: list[Sequence], length: int) -> Batch:

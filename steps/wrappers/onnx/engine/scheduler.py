@@ -155,7 +155,7 @@ class Scheduler:
     def _continue_cached(self, cached: Batch, sequence: Sequence, reused: int) -> bool:
         """Let *sequence* use the generator of *cached*, with *reused* tokens of its prompt; return False if it cannot.
 
-        og cannot rewind every model: for one that it cannot, nothing is cached from then on.
+        If it cannot rewind this model, nothing is cached from then on.
         """
         self._prefixes.take(cached)
         try:

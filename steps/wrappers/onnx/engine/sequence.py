@@ -22,12 +22,12 @@ class Sequence:
     top_k: int
     seed: list[int]
     json_schema: str | None
-    stream: bool  # send every token when it is generated, not all at the end
+    stream: bool  # send tokens while they are generated, not all at the end
     schema_field: str = ""  # the field of the request that has it
     logprobs: int | None = None  # send each token's log probability, and those of this many alternatives
     tokens: list[int] = dataclasses.field(default_factory=list)
-    stated: list[TokenLogprobs] = dataclasses.field(default_factory=list)  # of `tokens`, if asked for
-    sent: int = 0  # of `tokens`
+    stated: list[TokenLogprobs] = dataclasses.field(default_factory=list)  # log probabilities of `tokens`, if asked for
+    sent: int = 0  # how many of `tokens` were sent
     finished: bool = False
 
     @cached_property
@@ -61,8 +61,8 @@ class Batch:
     generator: Any
     sequences: list[Sequence]
     length: int  # of each sequence's KV cache, in tokens
-    prompt: list[int]  # of a single sequence: what is computed, or will be before its first step
-    computed: int = 0  # of `prompt`
+    prompt: list[int]  # of a single sequence: the tokens that are or will be computed
+    computed: int = 0  # how many of `prompt` are computed
 
     @property
     def live(self) -> list[Sequence]:

@@ -5,5 +5,5 @@
     request.py   checks the fields tools, tool_choice and parallel_tool_calls, and the calls in messages
     reader.py    reads an answer piece by piece: text for the user, and whole calls
 
-As the package's own, this file has to stay empty.
+This file must hold no code: `onnx_chat.py` says why.
 """
