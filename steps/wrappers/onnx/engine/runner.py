@@ -45,7 +45,7 @@ def measured_cost(model: OgModel) -> StepCost:
     # The least of some: another program may have had the processor. A step costs as much as a prompt of one token.
     one, several = (min(seconds(sequences, 1) for _ in range(3)) for sequences in (1, SEVERAL))
     prompt = min(seconds(1, PROMPT) for _ in range(2))
-    token = (prompt - one) / (PROMPT - 1)
+    token = max(prompt - one, prompt / 20, 1e-9) / (PROMPT - 1)  # whatever another program did to `one`
     each = max(several - one, 0) / (SEVERAL - 1)
     return StepCost(max(one - each, 0) / token, each / token)
 
