@@ -4,10 +4,11 @@ import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import jinja2
-
 from steps.config.schema import RECIPE_KEYS
 from steps.records.tags import CALIBRATED, RECIPE
+from steps.records.templates import render
+
+TEMPLATE = Path(__file__).with_name("readme.md.jinja")
 
 SCORES = "\n## What it scored\n"
 """The heading in a version's description under which its figures stand."""
@@ -27,15 +28,9 @@ def readme(name: str, version: str, tags: Mapping[str, str], card: str, question
 
     *question*: what the example is to be asked. *files*: those of the export that not every export has.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # noqa: S701  Markdown
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("readme.md.jinja").render(
+    return render(
+        TEMPLATE,
+        escape=False,
         name=name,
         version=version,
         tags=tags,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -17,8 +16,11 @@ from steps.evaluation.metrics import Meaning, show
 from steps.monitoring.figures import MEANINGS, refusals
 from steps.monitoring.watched import Baseline
 from steps.monitoring.window import Request
+from steps.records.templates import render
 from steps.report.style import COLOURS, MUTED, PERCENT, SECONDS, add_legend, empty_figure, inline_svg, style
 from steps.report.tables import Cell, figure_cell
+
+TEMPLATE = Path(__file__).with_name("monitor.html.jinja")
 
 BINS = 24
 """Into how many parts plots divide the time of a window."""
@@ -52,17 +54,12 @@ class Window:
 
 def write_page(path: Path, window: Window) -> None:
     """Write the report on *window* to *path*."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     verdict = overall(window.verdicts)
     # Our own figures: matplotlib escapes every text that it draws.
     plots = [(CAPTIONS[name], Markup(inline_svg(plot))) for name, plot in draw(window).items()]  # noqa: S704
-    page = environment.get_template("monitor.html.jinja").render(
+    page = render(
+        TEMPLATE,
+        escape=True,
         window=window,
         overall=verdict,
         headline=HEADLINES[verdict],

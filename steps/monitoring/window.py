@@ -14,14 +14,13 @@ from steps.records.errors import StepError
 PAGE = 200
 """How many traces are read at a time."""
 
-CANCELLED = 499
-
 
 @dataclass(frozen=True)
 class Request:
-    """One request. `time`: seconds since 1970 at its beginning; `seconds`: until its end; `first_token`: of streams.
+    """One request.
 
-    `status` is 200 of an answer, and otherwise its error's. `messages`: only where texts were kept.
+    `time`: when it began, in seconds since 1970. `seconds`: how long it took. `first_token`: only for streams.
+    `status`: 200, or that of its error. `messages`: only if texts were kept.
     """
 
     time: float
@@ -46,12 +45,12 @@ class Request:
     @property
     def refused(self) -> bool:
         """Whether the server would not answer it."""
-        return 400 <= self.status < CANCELLED
+        return 400 <= self.status < names.CANCELLED
 
     @property
     def cancelled(self) -> bool:
         """Whether its client went away."""
-        return self.status == CANCELLED
+        return self.status == names.CANCELLED
 
     @property
     def failed(self) -> bool:

@@ -20,6 +20,9 @@ FIRST_TOKEN = "gen_ai.server.time_to_first_token"  # noqa: S105  a duration
 ERROR, STATUS = "error.type", "http.response.status_code"
 """The code of the error, such as invalid_value, and the status, which says whose error it is. An answer has neither."""
 
+CANCELLED = 499
+"""The status, as nginx has it, of a request that its client, or the end of the server, cancelled."""
+
 INPUT, OUTPUT = "mlflow.spanInputs", "mlflow.spanOutputs"
 """The texts, with `serve.trace_text` only, in OpenAI's form and under MLflow's names: its UI shows these as a chat."""
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
+from steps.records.templates import render
+
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 LONGEST = 5_000
 """Maximum length of a description, in characters, if MLflow's registry is a database."""
@@ -37,19 +39,13 @@ def model_card(name: str, tags: Mapping[str, str], scores: Scores, question: str
 
 
 def _render(name: str, tags: Mapping[str, str], scores: Scores, rows: Sequence[str], question: str) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # noqa: S701  Markdown, which MLflow's UI sanitises
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     request = example_request(tags, question)
     body = (
         {"dataframe_split": {"columns": ["prompt"], "data": [[request["prompt"]]]}} if "prompt" in request else request
     )
-    return environment.get_template("card.md.jinja").render(
+    return render(
+        TEMPLATE,
+        escape=False,  # Markdown, which MLflow's UI sanitises
         name=name,
         wrapper=tags["wrapper"],
         tags=tags,

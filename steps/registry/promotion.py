@@ -5,10 +5,9 @@ lose a little each time. And the 95 % interval of the difference does not go bel
 handful of examples cannot promote.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import mlflow
 from mlflow.entities import Run
@@ -16,7 +15,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from steps.evaluation.asking import Answer
 from steps.evaluation.metrics import show
-from steps.evaluation.predictions import score
+from steps.evaluation.predictions import read_predictions, score
 from steps.evaluation.statistics import Estimate, paired_difference
 from steps.evaluation.tasks import Example
 from steps.logged_models.logged_model import checked_model
@@ -92,10 +91,8 @@ def decide(difference: Estimate, margin: float) -> tuple[bool, str]:
 
 def examples_of(evaluate: Run) -> list[Example]:
     """Return the examples that the run *evaluate* asked, with the scorers that it used."""
-    lines = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/{PREDICTIONS}").split("\n")
-    known = [field.name for field in fields(Example)]
-    records = [json.loads(line) for line in lines if line]
-    return [Example(**{key: record[key] for key in known if key in record}) for record in records]
+    text = mlflow.artifacts.load_text(f"{evaluate.info.artifact_uri}/{PREDICTIONS}")
+    return [each.example for each in read_predictions(text)]
 
 
 def _ask(versions: Sequence[ModelVersion], examples: list[Example], max_tokens: int) -> dict[str, list[Answer]]:

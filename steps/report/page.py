@@ -6,7 +6,6 @@ The file needs no network and no script, so it also opens in MLflow's artifact v
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -16,12 +15,15 @@ from steps.evaluation.fidelity import TokenFidelity
 from steps.evaluation.gates import FAILED, INCONCLUSIVE, PASSED, Verdict, overall
 from steps.evaluation.metrics import meaning, show, split_name
 from steps.evaluation.predictions import Prediction
+from steps.records.templates import render
 from steps.report.ladder import HEAD, Ladder
 from steps.report.ladder import draw as draw_ladder
 from steps.report.ladder import rows as rungs
 from steps.report.results import Results
 from steps.report.style import COLOURS, inline_svg
 from steps.report.tables import Cell, Row, figure_cell, metric_rows
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 SHOWN = 25
 """How many examples are shown; predictions.jsonl has all."""
@@ -73,17 +75,12 @@ def write_report(path: Path, results: Results, plots: Mapping[str, Figure]) -> N
 
     Any text, ours or a candidate's, is shown as it is and never read as HTML.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     candidates, verdict = results.candidates, overall(results.verdicts)
     rows = metric_rows(results.metrics, candidates)
     notable = notable_examples(results.predictions, results.reference)
-    page = environment.get_template("report.html.jinja").render(
+    page = render(
+        TEMPLATE,
+        escape=True,
         title=results.title,
         reference=results.reference,
         candidates=candidates,

@@ -4,7 +4,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,8 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from steps.evaluation.metrics import MEANINGS, Meaning, show, split_name
+from steps.records.templates import render
 from steps.report.style import MUTED, inline_svg
 from steps.report.tables import Cell, figure_cell
+
+TEMPLATE = Path(__file__).with_name("sweep.html.jinja")
 
 ON_FRONT, BEATEN = "#2a9d6f", "#8a97a6"
 
@@ -123,12 +125,32 @@ def write_page(
 
     *command* runs the best again; *objective* is the metric that made it the best.
     """
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     axes = axes_for(objective, maximize=maximize)
-    front = list(pareto_front(table, axes))
     columns = [*axes, *(each for each in FIDELITY if each.metric in table and each not in axes)]
-    rows = [
+    rows = _rows(table, keys, best, columns, list(pareto_front(table, axes)))
+    complete = not _figures(table, axes).dropna().empty
+    page = render(
+        TEMPLATE,
+        escape=True,
+        trim=False,
+        keys=keys,
+        rows=rows,
+        failed=[row for row in rows if row["status"] != "FINISHED"],
+        heads=[figures.meaning.label for figures in columns],
+        objective=Measure(objective, maximize).meaning.label,
+        axes=axes,
+        command=command,
+        # Our own figure: its texts are escaped by matplotlib.
+        figure=Markup(inline_svg(draw(table, axes))) if complete else None,  # noqa: S704
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _rows(
+    table: pd.DataFrame, keys: Sequence[str], best: int | None, columns: Sequence[Measure], front: Sequence[bool]
+) -> list[dict[str, object]]:
+    """Return what the page shows of each trial, those on the *front* marked."""
+    return [
         {
             "number": number,
             "values": [str(trial[key]) for key in keys],
@@ -141,19 +163,6 @@ def write_page(
         }
         for number, trial in enumerate(table.to_dict(orient="records"), start=1)
     ]
-    complete = not _figures(table, axes).dropna().empty
-    page = environment.get_template("sweep.html.jinja").render(
-        keys=keys,
-        rows=rows,
-        failed=[row for row in rows if row["status"] != "FINISHED"],
-        heads=[figures.meaning.label for figures in columns],
-        objective=Measure(objective, maximize).meaning.label,
-        axes=axes,
-        command=command,
-        # Our own figure: its texts are escaped by matplotlib.
-        figure=Markup(inline_svg(draw(table, axes))) if complete else None,  # noqa: S704
-    )
-    path.write_text(page, encoding="utf-8")
 
 
 def _figures(table: pd.DataFrame, axes: Axes) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from steps.config.entry_points import Serve
+from steps.records.traces import CANCELLED
 from steps.serving import openapi
 from steps.serving.answers import DONE, Answers, JsonObject, event
 from steps.serving.errors import ApiError, busy, late, refused, unavailable
@@ -29,9 +30,6 @@ from steps.serving.traces import Traces
 from steps.wrappers.onnx.request import Request as ModelRequest
 
 PAGE = Path(__file__).with_name("chat.html")
-
-HUNG_UP = 499
-"""The status that metrics give a request whose client is gone, as nginx has it."""
 
 INLINE_BYTES = 16_384
 """A body up to this size is tokenised in the event loop, in about a millisecond; a larger one in a thread."""
@@ -250,7 +248,7 @@ def ending_early(generation: Generation, request: Request, timeout: float) -> It
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        generation.cancel(ApiError(HUNG_UP, "the client hung up", code="cancelled"))
+        generation.cancel(ApiError(CANCELLED, "the client hung up", code="cancelled"))
 
     timer = asyncio.get_running_loop().call_later(timeout, generation.cancel, late(timeout))
     watcher = asyncio.create_task(watch())

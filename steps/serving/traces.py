@@ -43,9 +43,6 @@ MOST_TEXT = 32_000
 GATHER, CLOSING = 0.5, 5
 """Seconds for a batch to gather; seconds for the last ones, when the server ends."""
 
-CANCELLED = 499
-"""The status that a request has which its client, or the end of the server, cancelled."""
-
 WRITER = [sys.executable, "-m", "steps.serving.trace_writer"]
 
 
@@ -89,7 +86,7 @@ class Traces(threading.Thread):
             exchange.fail(error)
             raise
         except asyncio.CancelledError:
-            exchange.status, exchange.error = CANCELLED, "cancelled"
+            exchange.status, exchange.error = names.CANCELLED, "cancelled"
             raise
         except Exception:
             exchange.status, exchange.error = 500, "internal_error"
@@ -173,7 +170,7 @@ def record_of(exchange: Exchange, key: bytes, *, keep_text: bool) -> Record:
     if generation and generation.error:
         exchange.fail(generation.error)
     elif exchange.error is None and any(each.finish_reason not in ("stop", "length") for each in outputs):
-        exchange.status, exchange.error = CANCELLED, "cancelled"
+        exchange.status, exchange.error = names.CANCELLED, "cancelled"
     messages = messages_of(exchange.row, chat=exchange.chat) if generation else []
     tools = tools_of(outputs)
     kept = keep_text and len(tools) + sum(len(text) for _role, text in messages) <= MOST_TEXT
