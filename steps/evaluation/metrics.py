@@ -134,9 +134,9 @@ def split_name(metric: str) -> tuple[str, str]:
     return candidate, name
 
 
-def meaning(name: str) -> Meaning:
-    """Return what the metric `<area>.<name>` means; an unknown one is called by its name."""
-    return MEANINGS.get(name, Meaning(name, ""))
+def meaning(name: str, meanings: Mapping[str, Meaning] = MEANINGS) -> Meaning:
+    """Return what the metric `<area>.<name>` means; one that is not in *meanings* is called by its name."""
+    return meanings.get(name, Meaning(name, ""))
 
 
 def estimate(figures: Mapping[str, float], name: str) -> Estimate:

@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from steps.evaluation.gates import FAILED, INCONCLUSIVE, PASSED, Verdict, overall
-from steps.evaluation.metrics import Meaning, show
+from steps.evaluation.metrics import meaning, show
 from steps.monitoring.figures import MEANINGS, refusals
 from steps.monitoring.watched import Baseline
 from steps.monitoring.window import Request
 from steps.records.templates import render
 from steps.report.style import COLOURS, MUTED, PERCENT, SECONDS, add_legend, empty_figure, inline_svg, style
-from steps.report.tables import Cell, figure_cell
+from steps.report.tables import Cell, limits, metric_cell
 
 TEMPLATE = Path(__file__).with_name("monitor.html.jinja")
 
@@ -63,8 +63,11 @@ def write_page(path: Path, window: Window) -> None:
         window=window,
         overall=verdict,
         headline=HEADLINES[verdict],
-        verdicts=[(each, cell_of(window.figures, each.metric), limits(each)) for each in window.verdicts],
-        rows=[(meaning.label, name, cell_of(window.figures, name)) for name, meaning in MEANINGS.items()],
+        verdicts=[
+            (each, cell_of(window.figures, each.metric), limits(each, meaning(each.metric, MEANINGS).unit))
+            for each in window.verdicts
+        ],
+        rows=[(each.label, name, cell_of(window.figures, name)) for name, each in MEANINGS.items()],
         refusals=list(refusals(window.requests).items())[:10],
         by_length=[
             (most, *(show(found[key], "seconds") if key in found else "" for key in BY_LENGTH))
@@ -81,15 +84,7 @@ BY_LENGTH = ("by_length.latency_p50", "by_length.first_token_p50")
 
 def cell_of(figures: Mapping[str, float], name: str) -> Cell | None:
     """Return the figure *name* with its interval; None if it was not measured."""
-    value, low, high = (figures.get(f"{name}{end}") for end in ("", "_low", "_high"))
-    return figure_cell(value, low, high, _meaning(name).unit)
-
-
-def limits(verdict: Verdict) -> str:
-    """Return the limits of a gate in words."""
-    pairs = (("at least", verdict.min), ("at most", verdict.max))
-    unit = _meaning(verdict.metric).unit
-    return ", ".join(f"{words} {show(limit, unit)}" for words, limit in pairs if limit is not None)
+    return metric_cell(figures, name, MEANINGS)
 
 
 def moment(seconds: float) -> str:
@@ -183,7 +178,3 @@ def _over_time(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: datetime.fromtimestamp(value, UTC).strftime(form)))
     axes.set_xlabel("UTC", color=MUTED)
     axes.grid()
-
-
-def _meaning(name: str) -> Meaning:
-    return MEANINGS.get(name, Meaning(name, ""))

@@ -21,7 +21,7 @@ from steps.report.ladder import draw as draw_ladder
 from steps.report.ladder import rows as rungs
 from steps.report.results import Results
 from steps.report.style import COLOURS, inline_svg
-from steps.report.tables import Cell, Row, figure_cell, metric_rows
+from steps.report.tables import Cell, Row, figure_cell, limits, metric_rows
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -92,7 +92,7 @@ def write_report(path: Path, results: Results, plots: Mapping[str, Figure]) -> N
         unkept=[each for each in results.verdicts if each.verdict != PASSED],
         gate_cell=gate_cell,
         in_words=in_words,
-        limits=limits,
+        gate_limits=gate_limits,
         headlines=[row for row in rows if row.name in HEADLINES],
         areas=_by_area(rows),
         fidelity=any(row.name.startswith("fidelity.") for row in rows),
@@ -160,27 +160,29 @@ def in_words(verdict: Verdict) -> str:
     cell = gate_cell(verdict)
     what = f"{meaning(name).label} ({candidate})"
     if verdict.figure is None:
-        return f"{what}: there is no figure to hold against the limit, {limits(verdict)}."
+        return f"{what}: there is no figure to hold against the limit, {gate_limits(verdict)}."
     shown = f"{what}: {cell}"
     if verdict.use == "interval" and not cell.interval:
         return f"{shown}, without the interval that the gate asks for."
     if verdict.verdict == INCONCLUSIVE:
-        return f"{shown}. The limit, {limits(verdict)}, lies within this interval: too few examples to tell."
-    return f"{shown}. The limit is {limits(verdict)}."
+        return f"{shown}. The limit, {gate_limits(verdict)}, lies within this interval: too few examples to tell."
+    return f"{shown}. The limit is {gate_limits(verdict)}."
 
 
 def gate_cell(verdict: Verdict) -> Cell:
     """Return the figure that a gate judged, with its interval if the gate uses it."""
     low, high = (verdict.low, verdict.high) if verdict.use == "interval" else (None, None)
-    unit = meaning(split_name(verdict.metric)[1]).unit
-    return figure_cell(verdict.figure, low, high, unit) or Cell("none", "")
+    return figure_cell(verdict.figure, low, high, _unit(verdict)) or Cell("none", "")
 
 
-def limits(verdict: Verdict) -> str:
-    """Return a gate's limits in words."""
-    unit = meaning(split_name(verdict.metric)[1]).unit
-    pairs = (("at least", verdict.min), ("at most", verdict.max))
-    return ", ".join(f"{words} {show(limit, unit)}" for words, limit in pairs if limit is not None)
+def gate_limits(verdict: Verdict) -> str:
+    """Return the limits of a gate in words."""
+    return limits(verdict, _unit(verdict))
+
+
+def _unit(verdict: Verdict) -> str:
+    """Return the unit of the figure that a gate judged."""
+    return meaning(split_name(verdict.metric)[1]).unit
 
 
 def _inline(figure: Figure) -> Markup:

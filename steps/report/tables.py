@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from steps.evaluation.gates import Verdict
 from steps.evaluation.metrics import MEANINGS, Meaning, Metrics, meaning, show
 
 IN_SUMMARY = (
@@ -45,10 +46,16 @@ def figure_cell(value: float | None, low: float | None, high: float | None, unit
     return Cell(show(value, unit), "" if low is None or high is None else _interval(low, high, unit))
 
 
-def metric_cell(figures: Mapping[str, float], name: str) -> Cell | None:
+def metric_cell(figures: Mapping[str, float], name: str, meanings: Mapping[str, Meaning] = MEANINGS) -> Cell | None:
     """Return the figure *name* of *figures* with its interval if it has one; None when it was not measured."""
     value, low, high = (figures.get(f"{name}{end}") for end in ("", "_low", "_high"))
-    return figure_cell(value, low, high, meaning(name).unit)
+    return figure_cell(value, low, high, meaning(name, meanings).unit)
+
+
+def limits(verdict: Verdict, unit: str) -> str:
+    """Return the limits of a gate in words, for a metric in *unit*."""
+    pairs = (("at least", verdict.min), ("at most", verdict.max))
+    return ", ".join(f"{words} {show(limit, unit)}" for words, limit in pairs if limit is not None)
 
 
 def metric_rows(metrics: Metrics, candidates: Sequence[str]) -> list[Row]:
