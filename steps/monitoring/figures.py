@@ -14,6 +14,7 @@ from steps.monitoring.window import Request
 MEANINGS = {
     "traffic.requests": Meaning("Requests", "count"),
     "errors.share": Meaning("Requests that the server could not answer", "share"),
+    "late.share": Meaning("Requests that ran out of time", "share"),
     "refused.share": Meaning("Requests that were refused", "share"),
     "cancelled.share": Meaning("Requests whose client went away", "share"),
     "cut.share": Meaning("Answers cut off by length", "share"),
@@ -45,18 +46,24 @@ FEWEST = 5
 
 
 def figures_of(requests: Sequence[Request], baseline: Baseline) -> dict[str, float]:
-    """Return the figures of *requests*; those that they do not have, such as a stream's, are left out."""
+    """Return the figures of *requests*.
+
+    One that no request shows, such as the first token's time without streams, is left out.
+    """
     answered = [each for each in requests if each.answered]
+    # A client that asks for one token, to see that the server is there, has every answer cut off, and often the same.
+    whole = [each for each in answered if each.max_tokens is None or each.max_tokens >= baseline.max_tokens]
     return {
         "traffic.requests": float(len(requests)),
-        **with_interval("errors.share", share([each.failed for each in requests])),
+        **with_interval("errors.share", share([each.failed and not each.late for each in requests])),
+        **with_interval("late.share", share([each.late for each in requests])),
         **with_interval("refused.share", share([each.refused for each in requests])),
         **with_interval("cancelled.share", share([each.cancelled for each in requests])),
         **{f"refused.{code}": float(count) for code, count in refusals(requests, with_field=False).items()},
-        **_compared("cut", [reason == "length" for each in answered for reason in each.finish_reasons], baseline.cut),
+        **_compared("cut", [reason == "length" for each in whole for reason in each.finish_reasons], baseline.cut),
         **_compared(
             "repeated",
-            repeated((each.prompt, each.answers[0]) for each in answered if each.answers),
+            repeated((each.prompt, each.answers[0]) for each in whole if each.answers),
             repeated(zip(baseline.prompts, baseline.answers, strict=True)),
         ),
         **_latency(answered, baseline),

@@ -9,7 +9,7 @@ from steps.registry.aliases import Change, history, roll_back
 
 SECTION = Section("monitor.gates", "wait for more requests")
 
-CLIENTS_AND_LOAD = ("drift.", "refused.", "cancelled.", "traffic.", "latency.", "first_token.")
+CLIENTS_AND_LOAD = ("drift.", "refused.", "cancelled.", "late.", "traffic.", "latency.", "first_token.")
 """Figures that depend on what clients send, and how much of it. Another version might not change them, so they roll
 nothing back. How fast a build is by itself, evaluate has judged."""
 
@@ -24,7 +24,7 @@ def judge_window(figures: Mapping[str, float], gates: Mapping[str, Gate]) -> lis
 
 
 def unjudged(figures: Mapping[str, float], gates: Mapping[str, Gate]) -> list[str]:
-    """Return the names of those *gates* whose figure no request of this window shows: of streams, of texts.
+    """Return the names of the *gates* whose figure this window cannot have: no streams, or no texts.
 
     A gate on a figure that does not exist is not among them: it fails.
     """
@@ -32,7 +32,7 @@ def unjudged(figures: Mapping[str, float], gates: Mapping[str, Gate]) -> list[st
 
 
 def failed(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Return those of *verdicts* that failed."""
+    """Return the *verdicts* that failed."""
     return [each for each in verdicts if each.verdict == FAILED]
 
 

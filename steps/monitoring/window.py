@@ -30,6 +30,7 @@ class Request:
     field: str | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    max_tokens: int | None = None
     finish_reasons: tuple[str, ...] = ()
     first_token: float | None = None
     script: str | None = None
@@ -56,6 +57,11 @@ class Request:
     def failed(self) -> bool:
         """Whether the server could not answer it."""
         return self.status >= 500
+
+    @property
+    def late(self) -> bool:
+        """Whether that was because time was over."""
+        return self.failed and self.error == names.LATE
 
     @property
     def reason(self) -> str | None:
@@ -105,6 +111,7 @@ def request_of(trace: Trace) -> Request:
         field=found.get(names.FIELD),
         prompt_tokens=found.get(names.INPUT_TOKENS),
         output_tokens=found.get(names.OUTPUT_TOKENS),
+        max_tokens=found.get(names.MAX_TOKENS),
         finish_reasons=tuple(found.get(names.FINISH_REASONS, ())),
         first_token=found.get(names.FIRST_TOKEN),
         script=found.get(names.SCRIPT),

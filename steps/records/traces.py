@@ -23,6 +23,9 @@ ERROR, STATUS = "error.type", "http.response.status_code"
 CANCELLED = 499
 """The status, as nginx has it, of a request that its client, or the end of the server, cancelled."""
 
+LATE = "timeout"
+"""The code of a request that ran out of time."""
+
 INPUT, OUTPUT = "mlflow.spanInputs", "mlflow.spanOutputs"
 """The texts, with `serve.trace_text` only, in OpenAI's form and under MLflow's names: its UI shows these as a chat."""
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from steps.records.traces import LATE
+
 KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -58,7 +60,7 @@ def busy(message: str, seconds: int = 1) -> ApiError:
 
 def late(seconds: float) -> ApiError:
     """Return the error of a request that took more than *seconds*."""
-    return unavailable(f"no answer within serve.timeout={seconds:g} s", "timeout", again=False)
+    return unavailable(f"no answer within serve.timeout={seconds:g} s", LATE, again=False)
 
 
 def unavailable(message: str, code: str, *, again: bool = True) -> ApiError:

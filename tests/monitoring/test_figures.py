@@ -43,6 +43,20 @@ def test_an_answer_is_repeated_if_different_prompts_get_the_commonest_one() -> N
     assert (same["repeated.share"], same["repeated.difference"]) == (1, pytest.approx(0.99))
 
 
+def test_clients_that_ask_for_less_than_the_evaluation_did_neither_cut_off_nor_repeat() -> None:
+    probes = [answer(number, max_tokens=1, finish_reasons=("length",), answers=("The",)) for number in range(150)]
+    asked = [answer(number, max_tokens=BASELINE.max_tokens) for number in range(150, 200)]
+    figures = figures_of([*probes, *asked], BASELINE)
+    assert (figures["cut.share"], figures["repeated.share"]) == (0, pytest.approx(1 / 50))
+    assert not [name for name in figures_of(probes, BASELINE) if name.startswith(("cut", "repeated"))]
+
+
+def test_requests_out_of_time_are_no_errors_but_late() -> None:
+    requests = [refusal(0, 503, "timeout", None), refusal(1, 503, "engine_ended", None), answer(2), answer(3)]
+    figures = figures_of(requests, BASELINE)
+    assert (figures["errors.share"], figures["late.share"]) == (0.25, 0.25)
+
+
 def test_the_first_token_is_compared_with_the_evaluations_for_as_long_a_prompt() -> None:
     streams = [answer(number, prompt_tokens=12, first_token=0.3) for number in range(3)]
     figures = figures_of(streams, BASELINE)

@@ -52,14 +52,17 @@ def test_each_fault_fails_the_gate_that_protects_from_it_and_no_other(gate: str,
     assert f"monitor.gates.{gate}.max" in verdicts[gate].reason
 
 
-@pytest.mark.parametrize(("gate", "status"), [("errors", 503), ("refusals", 400)])
-def test_requests_without_an_answer_fail_the_gate_of_their_kind(gate: str, status: int) -> None:
-    requests = [refusal(number, status) if number % 4 == 0 else answer(number) for number in range(200)]
+@pytest.mark.parametrize(
+    ("gate", "status", "code"),
+    [("errors", 503, "engine_ended"), ("late", 503, "timeout"), ("refusals", 400, "invalid_value")],
+)
+def test_requests_without_an_answer_fail_the_gate_of_their_kind(gate: str, status: int, code: str) -> None:
+    requests = [refusal(number, status, code) if number % 4 == 0 else answer(number) for number in range(200)]
     assert names(judged(requests), "failed") == {gate}
 
 
 def test_few_requests_cannot_tell_and_one_that_failed_is_no_verdict() -> None:
-    verdicts = judged([refusal(0, 503, "timeout"), *(answer(number) for number in range(1, 10))])
+    verdicts = judged([refusal(0, 503, "engine_ended"), *(answer(number) for number in range(1, 10))])
     assert verdicts["errors"].verdict == "inconclusive"
     assert "wait for more requests" in verdicts["errors"].reason
 
@@ -108,7 +111,16 @@ def test_a_fault_of_the_version_brings_the_previous_one_back_and_the_history_say
     assert change.reason.startswith("rolled back by monitor: cut.difference 1 (interval ")
 
 
-@pytest.mark.parametrize("change", [{"script": "cyrillic"}, {"prompt_tokens": 400}, {"seconds": 1.0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"script": "cyrillic"},
+        {"prompt_tokens": 400},
+        {"seconds": 1.0},
+        {"status": 503, "error": "timeout"},
+        {"max_tokens": 1, "finish_reasons": ("length",), "answers": ("The",)},
+    ],
+)
 def test_what_clients_send_and_load_roll_nothing_back(registered, change: dict) -> None:
     assert roll_back_from("echo", "2", broken(change)) is None
     assert number_with("echo", "champion") == "2"

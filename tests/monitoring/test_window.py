@@ -19,6 +19,7 @@ def record(version: str, hours_ago: float, tokens: int, **changes: object) -> Re
         names.INPUT_TOKENS: tokens,
         names.OUTPUT_TOKENS: 3,
         names.FINISH_REASONS: ["stop"],
+        names.MAX_TOKENS: 7,
         names.PROMPT_HASH: "p",
         names.ANSWER_HASHES: ["a"],
     }
@@ -66,6 +67,7 @@ def test_only_requests_of_the_version_count_the_oldest_first(monkeypatch: pytest
 def test_a_request_is_read_as_it_was_written() -> None:
     old, new, _newest = read_window("echo", "1", None, 100)
     assert (new.seconds, new.status, new.answered, new.finish_reasons) == (0.25, 200, True, ("stop",))
+    assert new.max_tokens == 7
     assert (new.script, new.prompt, new.answers) == ("cyrillic", "p", ("a",))
     assert new.messages == ({"role": "user", "content": "Да?"},)
     assert old.messages == ()
