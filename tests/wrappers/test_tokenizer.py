@@ -141,6 +141,31 @@ def test_what_a_template_cannot_say_is_an_error(tmp_path: Path, template: str | 
         ChatTokenizer(tmp_path).encode_chat([{"role": "system", "content": "Be brief."}, *ask("hello")["messages"]])
 
 
+def test_a_chat_of_many_system_messages_is_rendered_twice_and_not_once_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tokenizer(llama_tokenizer(), tmp_path)
+    ours, renderings, render = ChatTokenizer(tmp_path), [], ChatTokenizer.render
+
+    def counting(*arguments: Any) -> str:
+        renderings.append(arguments)
+        return render(*arguments)
+
+    monkeypatch.setattr(ChatTokenizer, "render", counting)
+    ours.encode_chat([{"role": "system", "content": f"Rule {number}"} for number in range(40)])
+    assert len(renderings) == 2
+
+
+@pytest.mark.parametrize("changed", ["trim", "upper", "length"])
+def test_a_system_message_that_is_left_out_is_found_among_those_that_are_not(tmp_path: Path, changed: str) -> None:
+    template = f"{{% for m in messages %}}{{{{ m.content | {changed} if loop.index != 3 }}}}{{% endfor %}}"
+    save_tokenizer(llama_tokenizer(), tmp_path, template)
+    ours, messages = ChatTokenizer(tmp_path), [{"role": "system", "content": text} for text in "abcd"]
+    assert ours.encode_chat(messages[:2])
+    with pytest.raises(MlflowException, match=r"messages\[2\]\.role='system' is one that .* template leaves out"):
+        ours.encode_chat(messages)
+
+
 @pytest.mark.parametrize("text", ["You are helpful.", "Be brief.", " padded\n"])
 def test_a_system_message_may_be_the_very_one_that_the_template_writes_by_itself(tmp_path: Path, text: str) -> None:
     template = (

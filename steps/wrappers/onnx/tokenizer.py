@@ -4,7 +4,8 @@ import contextlib
 import copy
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +93,10 @@ class ChatTokenizer:
             prompt = self.render(safe, template_kwargs, safe_tools)
         except Exception as error:  # noqa: BLE001  # whatever a template makes of the variables and tools of a request
             refuse(f"messages: the model's chat template says: {error}")
-        for index, message in enumerate(safe):
-            # A template without a role either raises or ignores it. Compare with another text, not with no message:
-            # without one, some templates write a system message of their own, which may be the very same.
-            other = {**message, "content": f"{message['content']}x"}
-            with contextlib.suppress(TemplateError, TypeError):
-                changed = [*safe[:index], other, *safe[index + 1 :]]
-                left_out = message["role"] in ("system", "tool")
-                if left_out and self.render(changed, template_kwargs, safe_tools) == prompt:
-                    role = message["role"]
-                    refuse(f"messages[{index}].role={role!r} is one that the model's chat template leaves out")
+        left_out = self._left_out(safe, lambda changed: self.render(changed, template_kwargs, safe_tools), prompt)
+        if left_out is not None:
+            role = messages[left_out]["role"]
+            refuse(f"messages[{left_out}].role={role!r} is one that the model's chat template leaves out")
         prompt += opening
         require_whole_characters("chat_template_kwargs", prompt)  # messages and tools were checked before
         return list(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
@@ -153,6 +148,31 @@ class ChatTokenizer:
         assert template is not None
         named = {**self.named_tokens, **self._template_kwargs, **(template_kwargs or {}), **variables}
         return template.render(**named, messages=messages, documents=None, add_generation_prompt=True)
+
+    @staticmethod
+    def _left_out(messages: Sequence[Message], render: Callable[[list[Message]], str], prompt: str) -> int | None:
+        """Return the position of the first message of the system or of a tool that is not in *prompt*, if there is one.
+
+        A template without a role either raises or ignores it. Compared is with another text, not with no message:
+        without one, some templates write a system message of their own, which may be the very same.
+        """
+        asked = [index for index, message in enumerate(messages) if message["role"] in ("system", "tool")]
+
+        def changed(ends: Mapping[int, str]) -> str | None:
+            with contextlib.suppress(TemplateError, TypeError):
+                return render(
+                    [
+                        {**message, "content": f"{message['content']}{ends[index]}"} if index in ends else message
+                        for index, message in enumerate(messages)
+                    ]
+                )
+            return None
+
+        # All at once, each with a number of its own at its end: one rendering for each takes minutes for a long chat.
+        mark = f"{secrets.randbelow(10**16):016}"
+        text = changed({index: f"{mark}{index:08}" for index in asked}) if asked else None
+        seen = {int(number) for number in re.findall(f"{mark}([0-9]{{8}})", text or "")}
+        return next((index for index in asked if index not in seen and changed({index: "x"}) == prompt), None)
 
     def _safe_message(self, message: Message) -> Message:
         # Templates look for no mark in calls, so nothing that looks like one need be kept there.
