@@ -94,6 +94,14 @@ def test_arguments_of_earlier_calls_become_objects_and_content_may_be_missing() 
     assert [each["function"]["arguments"] for each in called["tool_calls"]] == [{"a": "é"}, {}]
 
 
+def test_an_answer_of_this_server_may_be_sent_back_also_an_empty_one() -> None:
+    answer = {"role": "assistant", "content": "", "refusal": None, "annotations": []}
+    assert read_messages({"messages": [QUESTION, answer]}, HERMES)[1] == {"role": "assistant", "content": ""}
+    for role, annotations in (("user", []), ("assistant", [{"type": "url_citation"}])):
+        with pytest.raises(MlflowException, match=r"^messages\[0\]\.annotations=\[.*\] is not supported"):
+            read_messages({"messages": [{"role": role, "content": "x", "annotations": annotations}]}, HERMES)
+
+
 def test_the_template_gets_tools_as_they_are_without_strict_and_nulls() -> None:
     assert used({"tools": [F]}).tools == [F]
     assert used(function(strict=True, description=None)).tools == function()["tools"]

@@ -37,6 +37,8 @@ def _read_message(message: object, here: str, support: ToolSupport | str) -> Mes
     if not isinstance(role, str) or role not in ROLES:
         refuse(f"{here}.role={brief(role)} is not one of {', '.join(ROLES)}")
     calls = message.pop("tool_calls", None) if role == "assistant" else None
+    if role == "assistant" and message.get("annotations") == []:  # OpenAI's answers have it
+        del message["annotations"]
     if isinstance(support, str) and (role == "tool" or calls):
         name, value = ("role", role) if role == "tool" else ("tool_calls", calls)
         refuse(f"{here}.{name}={brief(value)} is not supported: {support}")
@@ -54,8 +56,8 @@ def _read_message(message: object, here: str, support: ToolSupport | str) -> Mes
             "content": message.get("content", ""),
         }
     content = message.get("content")
-    may_be_empty = calls or ROLES[role] in ("system", "tool")  # an empty system message says: no instructions
-    if content is None or (content == "" and not may_be_empty):
+    # An empty system message says: no instructions. An answer is empty if the model says nothing.
+    if content is None or (content == "" and role == "user"):
         refuse(f"{here}.content={brief(content)} is not a string of at least 1 character")
     return {**message, "role": ROLES[role]}
 
