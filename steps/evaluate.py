@@ -181,7 +181,7 @@ def ladder_of(built: Run) -> Ladder | None:
 def hand_over(verdicts: Sequence[Verdict], digest: str, *, chosen: bool) -> Outputs:
     """Return the files of the active run. Raises StepError, with every reason, unless all gates passed.
 
-    *chosen*: whether onnx=auto chose the build; if it did not, it is the remedy for a build that is not close enough.
+    *chosen*: whether onnx=auto chose the build. If not, the error proposes it for a build that is not close enough.
     """
     run_id = active_run().info.run_id
     if overall(verdicts) != PASSED:

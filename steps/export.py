@@ -18,13 +18,13 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from steps.config.schema import BUILD, Config
+from steps.config.schema import Config
 from steps.exporting.archive import write_archive
 from steps.exporting.checksums import SUMS, damage_of, described, flush
 from steps.exporting.folder import PROVENANCE, model_files, requirements_of, write_folder
 from steps.exporting.licence import papers_of
 from steps.exporting.rehearsal import Recorded, rehearse_example
-from steps.exporting.version import checked_version, uri_of, version_at
+from steps.exporting.version import build_at, checked_version, uri_of
 from steps.extras.signing import SIGNATURE, signed_files
 from steps.flow.entry import command, user_folder
 from steps.flow.runs import open_run
@@ -44,7 +44,7 @@ def main(config: Config, _overrides: list[str]) -> None:
         raise ConfigError(msg)
     folder = user_folder() / os.path.expanduser(config.export.path)  # noqa: PTH111  Path raises if ~name is nobody
     with open_run("export", config, ("export",)):
-        version = version_at(config.export.model)
+        version = build_at(config.export.model)
         mlflow.set_tags({"model": uri_of(version), CONTENT: version.tags[CONTENT]})
         # Two exports to one place would fill the same folder.
         with one_at_a_time(f"export-{hash_text(str(folder))}", waiting=lambda: print(f"waits: {folder}", flush=True)):
@@ -130,7 +130,7 @@ def rehearse(version: ModelVersion, folder: Path, recorded: Recorded) -> None:
         mlflow.set_tag("example", "answers")  # the build was asked without the chat template
         return
     same = answer.startswith(recorded.answer.rstrip("\ufffd"))  # the build's may be shorter: it has a limit of its own
-    mlflow.set_tag("example", "answers as the build did" if same else "answers otherwise than the build did")
+    mlflow.set_tag("example", "answers as the build did" if same else "its answer differs from the build's")
     if not same:
         print(f"the example answers {answer!r}, where the build answered {recorded.answer!r}", flush=True)
 
@@ -144,7 +144,7 @@ def recorded_answer(version: ModelVersion) -> Recorded:
 def signature_of(version: ModelVersion, stated: Sequence[File]) -> dict[str, bytes]:
     """Return the signature of *version* by its path in an export, or nothing if it is not signed.
 
-    Raises StepError if it is one of other files than those *stated*.
+    Raises StepError if it does not cover the very files *stated*.
     """
     uri = version.tags.get(SIGNATURE)
     if uri is None:
@@ -164,13 +164,10 @@ def bill_of_materials(version: ModelVersion, files: Sequence[File], requirements
     if importlib.util.find_spec("cyclonedx") is None:
         print("no bill of materials: pip install -r requirements-supply-chain.txt, and --env-manager local", flush=True)
         return {}
-    from steps.extras.bom import ml_bom  # needs an extra
+    from steps.extras.bom import bom_of  # needs an extra
 
     evaluate = MlflowClient().get_run(version.tags["evaluate.run_id"])
-    own = f"{BUILD}."
-    metrics = {name.removeprefix(own): v for name, v in evaluate.data.metrics.items() if name.startswith(own)}
-    task = evaluate.data.params["evaluate.task"]
-    bom = json.loads(ml_bom(version.name, str(version.version), version.tags, files, requirements, task, metrics))
+    bom = json.loads(bom_of(version, files, requirements, evaluate))
     # They would differ each time, and the specification does not ask for them.
     del bom["serialNumber"], bom["metadata"]["timestamp"]
     return {BOM: (json.dumps(bom, indent=2, ensure_ascii=False) + "\n").encode()}

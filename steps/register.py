@@ -120,14 +120,10 @@ def complete_version(candidate: str, version: ModelVersion, folder: Path, evalua
 
 def log_bom(candidate: str, version: ModelVersion, folder: Path, evaluate: Run) -> None:
     """Log the bill of materials of *version*, whose model lies in *folder*."""
-    from steps.extras.bom import ml_bom  # needs an extra
+    from steps.extras.bom import bom_of  # needs an extra
 
-    own = f"{candidate}."
-    metrics = {name.removeprefix(own): v for name, v in evaluate.data.metrics.items() if name.startswith(own)}
     requirements = (folder / "requirements.txt").read_text(encoding="utf-8").split()
-    task = evaluate.data.params["evaluate.task"]
-    files = stated_files(run_of(version))
-    bom = ml_bom(version.name, str(version.version), version.tags, files, requirements, task, metrics)
+    bom = bom_of(version, stated_files(run_of(version)), requirements, evaluate)
     mlflow.log_text(bom, f"bom/{candidate}.cdx.json")
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from reprlib import repr as brief
 from typing import Any
 
+from steps.records.errors import first_line
+
 THINK, THINK_END = "<think>", "</think>"
 
 
@@ -120,8 +122,7 @@ def _validator(schema_text: str) -> Callable[[Any], bool]:
         kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
         kind.check_schema(schema)
     except (ValueError, jsonschema.SchemaError) as error:
-        fact = str(error).splitlines()[0]
-        msg = f"reference is not a JSON schema ({fact}); correct it"
+        msg = f"reference is not a JSON schema ({first_line(error)}); correct it"
         raise ValueError(msg) from error
     # An empty registry: a `$ref` to another site is an error instead of a download.
     return kind(schema, registry=referencing.Registry()).is_valid

@@ -12,7 +12,7 @@ LEVEL = 3
 def write_archive(folder: Path, archive: Path) -> None:
     """Write *folder* to the file *archive*, under the folder's own name.
 
-    Names are sorted, times are 0, the owner is 0, and modes say neither what this umask nor what this user is. Another
+    Names are sorted, times are 0, the owner is 0, and modes depend neither on the umask nor on the user. Another
     version of zstd may compress the same tar into other bytes.
     """
     paths = [folder, *sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix())]

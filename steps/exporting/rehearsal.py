@@ -1,4 +1,4 @@
-"""Has an export's example answer before the folder appears, and compares what it reads with what the wrapper reads."""
+"""Runs an export's example before the folder appears, and compares its token ids with the wrapper's."""
 
 import json
 import subprocess

@@ -1,20 +1,18 @@
 """Which registered version is exported, and whether its files are those that were registered."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from steps.config.schema import BUILD
 from steps.logged_models.logged_model import checked_model, content_digest, stated_files
 from steps.records.errors import StepError
 from steps.records.files import File
 from steps.records.tags import CONTENT
-from steps.registry.versions import run_of
+from steps.registry.versions import run_of, version_at
 
 
 def uri_of(version: ModelVersion) -> str:
@@ -22,16 +20,9 @@ def uri_of(version: ModelVersion) -> str:
     return f"models:/{version.name}/{version.version}"
 
 
-def version_at(uri: str) -> ModelVersion:
+def build_at(uri: str) -> ModelVersion:
     """Return the version of an ONNX build that *uri* names now. Raises StepError if there is none."""
-    name, mark, which = re.split(r"([@/])", uri.removeprefix("models:/"), maxsplit=1)
-    client = MlflowClient()
-    try:
-        number = client.get_model_version_by_alias(name, which).version if mark == "@" else which
-        version = client.get_model_version(name, str(number))
-    except MlflowException as error:
-        msg = f"export.model={uri} is not there: {error.message}; register a model, or name another version"
-        raise StepError(msg) from error
+    version = version_at(uri, "export.model")
     wrapper = version.tags.get("wrapper")
     if wrapper is None:
         msg = f"{uri_of(version)} was not registered by this project: export.model takes versions that register made"

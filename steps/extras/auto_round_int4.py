@@ -18,10 +18,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 DOCUMENT = "<|endoftext|>"
-"""With what a document begins, in vocabularies that have it; in others it is the BOS token."""
+"""How a document begins; without it in the vocabulary, BOS."""
 
 LIKELIEST = 200
-"""Of how many tokens, the likeliest ones, the next one of the model's own texts is drawn."""
+"""top_k for sampling the model's own texts."""
 
 BATCH = 4
 """Texts that one iteration looks at."""
@@ -66,7 +66,7 @@ def _texts(file: Path, tokenizer: Any) -> Iterator[str]:  # noqa: ANN401
 
 
 def own_texts(model: Any, tokenizer: Any, samples: int, tokens: int) -> Texts:  # noqa: ANN401
-    """Return texts of *tokens* that the model says: the first half begins as a user's turn, the second as a document.
+    """Return texts of *tokens* sampled from the model itself: half begin as a user's turn, half as a document.
 
     They go on after an end token, so that all have the same length.
     """

@@ -12,6 +12,8 @@ from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgori
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
 from cyclonedx.output.json import JsonV1Dot6
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
 from packageurl import PackageURL
 from packaging.requirements import Requirement
 
@@ -55,6 +57,14 @@ def ml_bom(
     # The library has no class for a model card.
     content["metadata"]["component"]["modelCard"] = _model_card(metrics)
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def bom_of(version: ModelVersion, files: Sequence[File], requirements: Sequence[str], evaluate: Run) -> str:
+    """Return the ML-BOM of *version* as JSON text, with the metrics that the run *evaluate* measured of it."""
+    own = f"{version.tags['wrapper']}."
+    metrics = {name.removeprefix(own): v for name, v in evaluate.data.metrics.items() if name.startswith(own)}
+    task = evaluate.data.params["evaluate.task"]
+    return ml_bom(version.name, str(version.version), version.tags, files, requirements, task, metrics)
 
 
 def _licences(stated: str) -> list[Any]:

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from steps.records.errors import StepError
+from steps.records.errors import StepError, first_line
 from steps.records.files import files_below
 
 SIGNATURE = "signature"
@@ -95,12 +95,11 @@ def verify_version(version: ModelVersion, public_key: Path) -> int:
             signature = mlflow.artifacts.download_artifacts(uri, dst_path=work)
             mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(model))
         except (MlflowException, OSError) as error:
-            msg = f"{label} or its signature {uri} cannot be read: {str(error).splitlines()[0]}"
+            msg = f"{label} or its signature {uri} cannot be read: {first_line(error)}"
             raise StepError(msg) from error
         try:
             verifying.Config().use_elliptic_key_verifier(public_key=public_key).verify(model, Path(signature))
         except Exception as error:  # the library raises many kinds of errors; each means that verification failed
-            fact = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            msg = f"{label} is not what the owner of {public_key} signed: {fact[:500]}"
+            msg = f"{label} is not what the owner of {public_key} signed: {first_line(error)[:500]}"
             raise StepError(msg) from error
         return sum(path.name != ADDED for path in files_below(model))

@@ -20,8 +20,8 @@ from steps.monitoring.watched import Baseline, agreement
 from steps.monitoring.window import Request
 from steps.registry.versions import run_of
 
-KEPT = ("kl_mean", "same_top", "perplexity_ratio")
-"""The figures of fidelity that are given."""
+REPORTED = ("kl_mean", "same_top", "perplexity_ratio")
+"""The figures of fidelity that are reported."""
 
 
 def examples_of(requests: Sequence[Request], number: int) -> list[Example]:
@@ -55,7 +55,7 @@ def reask(
         figures |= with_interval("live.agreement_difference", difference(agrees, baseline.agrees))
     if tokens := found.of(name).fidelity:
         for metric, value in fidelity_metrics(tokens, seed).items():
-            if metric.removeprefix("fidelity.").startswith(KEPT):
+            if metric.removeprefix("fidelity.").startswith(REPORTED):
                 figures[metric.replace("fidelity.", "live.")] = value
     return figures
 

@@ -15,13 +15,14 @@ from steps.evaluation.predictions import Prediction, read_predictions
 from steps.records.artifacts import PREDICTIONS
 from steps.records.errors import StepError
 from steps.records.traces import script_of
+from steps.registry import versions
 
 
 @dataclass(frozen=True)
 class Baseline:
     """What the evaluation of a version found; lists have an entry for each answer, and are empty if it is unknown.
 
-    `prompts`, `answers`: texts. `cut`: whether the answer was as long as it might be. `first_token`: median seconds to
+    `prompts`, `answers`: texts. `cut`: whether it reached max_tokens. `first_token`: median seconds to
     the first token, by number of prompt tokens. `agrees`: with the reference.
     """
 
@@ -37,16 +38,8 @@ class Baseline:
 
 
 def version_at(uri: str) -> ModelVersion:
-    """Return the version at *uri*, models:/<name>@<alias> or models:/<name>/<version>. Raises StepError without one."""
-    client, path = MlflowClient(), uri.removeprefix("models:/")
-    try:
-        if "@" in path:
-            name, _, alias = path.partition("@")
-            path = f"{name}/{client.get_model_version_by_alias(name, alias).version}"
-        return client.get_model_version(*path.split("/"))
-    except MlflowException as error:
-        msg = f"monitor.model={uri} is not there: {error.message}; register a model, or name another version"
-        raise StepError(msg) from error
+    """Return the version that monitor.model=*uri* names now. Raises StepError if there is none."""
+    return versions.version_at(uri, "monitor.model")
 
 
 def evaluation_of(version: ModelVersion) -> Run:

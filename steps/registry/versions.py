@@ -1,6 +1,7 @@
 """Versions of a registered model: each content is one version, whose tags say where it comes from."""
 
 import json
+import re
 from pathlib import Path
 
 import mlflow
@@ -115,6 +116,21 @@ def version_of(name: str, built: Run, tags: dict[str, str], card: str) -> ModelV
     uri = outputs(built)["model_uri"]
     model_id = uri.removeprefix("models:/")
     return client.create_model_version(name, uri, built.info.run_id, tags, description=card, model_id=model_id)
+
+
+def version_at(uri: str, key: str) -> ModelVersion:
+    """Return the version that *uri* names now: models:/<name>@<alias> or models:/<name>/<version>.
+
+    Raises StepError if there is none. *key*: where the configuration has the URI.
+    """
+    name, mark, which = re.split(r"([@/])", uri.removeprefix("models:/"), maxsplit=1)
+    client = MlflowClient()
+    try:
+        number = client.get_model_version_by_alias(name, which).version if mark == "@" else which
+        return client.get_model_version(name, str(number))
+    except MlflowException as error:
+        msg = f"{key}={uri} is not there: {error.message}; register a model, or name another version"
+        raise StepError(msg) from error
 
 
 def run_of(version: ModelVersion) -> Run:

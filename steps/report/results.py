@@ -15,8 +15,8 @@ from steps.report.ladder import Ladder
 class Results:
     """What was found, and how.
 
-    `fidelity`: by candidate, where text n is example n, and texts beyond the last example are of none. `method` says
-    how it was measured, `provenance` what was measured, as labels and values. `ladder`: what onnx=auto tried.
+    `fidelity`: by candidate. Text n belongs to example n; further texts are pieces of the text file. `method` says how
+    it was measured, `provenance` what was measured, as labels and values. `ladder`: what onnx=auto tried.
     """
 
     title: str

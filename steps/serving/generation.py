@@ -22,7 +22,7 @@ class Generation:
         self.served, self.streaming = served, streaming
         self.started = time.monotonic()
         self.first_token: float | None = None  # with streaming
-        self.error: ApiError | None = None  # that `pieces` raised
+        self.error: ApiError | None = None  # what `pieces` raised
         self._why = unavailable("the server is ending", "shutting_down")
         self._events: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()

@@ -33,12 +33,12 @@ class Metrics:
         self._generated = counter("generation_tokens", "Tokens generated.")
         self._success = counter("request_success", "Choices by the reason why they ended.", "finished_reason")
         self._first = histogram("time_to_first_token_seconds", "Until a stream's first token.", SECONDS)
-        text = "Between two tokens of a stream, its mean."
+        text = "Mean time between two tokens of a stream."
         self._token = histogram("request_time_per_output_token_seconds", text, TOKEN_SECONDS)
         self._latency = histogram("e2e_request_latency_seconds", "From a request to its whole answer.", SECONDS)
         # vLLM has no name for these.
         self._responses = Counter("slm:responses", "Responses by status.", ("path", "status"), registry=self._registry)
-        self._switches = Counter("slm:version_switches", "Versions taken up.", registry=self._registry)
+        self._switches = Counter("slm:version_switches", "Versions that took over.", registry=self._registry)
         self._traces = {
             outcome: Counter(f"slm:traces_{outcome}", f"Traces {outcome}.", registry=self._registry)
             for outcome in ("written", "lost")

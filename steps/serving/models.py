@@ -16,6 +16,7 @@ from mlflow.models import Model
 from steps.logged_models.logged_model import without_bytecode
 from steps.records.artifacts import as_folder
 from steps.records.errors import StepError, in_one_line
+from steps.records.files import files_below
 from steps.safety.memory import available_memory
 from steps.serving.errors import late, unavailable
 from steps.serving.transformers_model import TransformersModel
@@ -73,7 +74,7 @@ class Served:
         with ExitStack() as stack:
             try:
                 folder = stack.enter_context(as_folder(_location(target)))
-                self.bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                self.bytes = sum(path.stat().st_size for path in files_below(folder))
                 self.model: Any = _load(folder)
                 stack.callback(self.model.engine.close)
                 self._answer(question)

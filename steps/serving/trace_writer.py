@@ -30,8 +30,8 @@ from steps.safety.processes import watch
 class Record:
     """What is kept of a request that has ended; JSON can hold it. Times are in nanoseconds since 1970.
 
-    `attributes` say everything that has no text. `sample`: of the prompt, for its script. `messages`: role and text of
-    each, `answers`, and `tools`, as JSON: if texts are to be kept.
+    `attributes`: everything without text. `sample`: the prompt's beginning, to find its script. If texts are kept:
+    `messages` (role, text), `answers`, and `tools` as JSON.
     """
 
     chat: bool
