@@ -108,7 +108,7 @@ def judge(metrics: Mapping[str, float], gates: Mapping[str, Gate], where: Sectio
 
 
 def overall(verdicts: Sequence[Verdict]) -> str:
-    """Return `failed` if a gate failed, `inconclusive` if one is or there are none, otherwise `passed`."""
+    """Return `failed` if a gate failed; else `inconclusive` if a gate is, or if there is no gate; else `passed`."""
     found = {verdict.verdict for verdict in verdicts} or {INCONCLUSIVE}
     return next(verdict for verdict in (FAILED, INCONCLUSIVE, PASSED) if verdict in found)
 

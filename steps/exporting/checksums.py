@@ -1,4 +1,4 @@
-"""SHA256SUMS of a folder: `sha256sum -c SHA256SUMS` checks it with nothing of ours."""
+"""SHA256SUMS of a folder: `sha256sum -c SHA256SUMS` checks the folder without our code."""
 
 import os
 import re

@@ -36,7 +36,7 @@ def model_files(stated: Sequence[File]) -> dict[str, File]:
 
 
 def requirements_of(logged: Path) -> list[str]:
-    """Return those requirements of the model in *logged* that the example needs, as `name==version`."""
+    """Return what the example needs of the requirements of the model in *logged*, as `name==version`."""
     lines = (logged / "requirements.txt").read_text(encoding="utf-8").split()
     return [line for line in lines if Requirement(line).name in RUNTIME]
 
@@ -46,8 +46,8 @@ def write_folder(
 ) -> tuple[File, ...]:
     """Fill the new *folder* with the export of *version*; return its files, without SHA256SUMS.
 
-    *files*: those of `model_files`, which are copied from *logged* and hashed again. *others*: what not every export
-    has, by path. *ask*: the question in the README. Raises StepError if a copy is not what was registered.
+    *files*: what `model_files` returned; each is copied from *logged* and hashed again. *others*: the optional files,
+    by path. *ask*: the question in the README. Raises StepError if a copy is not what was registered.
     """
     folder.mkdir()
     for source, file in files.items():

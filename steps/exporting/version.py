@@ -1,4 +1,4 @@
-"""Which registered version is exported, and whether its files are those that were registered."""
+"""Finds the registered version to export, and checks that its files have not changed since it was built."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from steps.registry.versions import run_of, version_at
 
 
 def uri_of(version: ModelVersion) -> str:
-    """Return the URI of *version*, which never names another."""
+    """Return the URI of *version* by its number. Unlike an alias, it never names another version."""
     return f"models:/{version.name}/{version.version}"
 
 
@@ -51,8 +51,8 @@ def _build_beside(version: ModelVersion) -> str:
 def checked_version(version: ModelVersion) -> Iterator[tuple[Path, list[File]]]:
     """Yield the folder of the logged model of *version*, and its files as they were when it was built.
 
-    Raises StepError if a file has changed since, or the list of files is not the one that the version is tagged with:
-    the list is an artifact, and could be changed with the files; the tag is in the registry.
+    Raises StepError if a file has changed since, or if the list of files is not the one of the version's tag. The list
+    is an artifact, and could be changed with the files; the tag is in the registry.
     """
     built = run_of(version)
     with checked_model(built) as (_uri, folder):

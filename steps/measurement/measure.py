@@ -274,7 +274,7 @@ def compare_texts(
 def _compare_batch(
     numbers: Sequence[int], texts: Sequence[Text], right: Sequence[Logits], rows: Sequence[Logits] | None
 ) -> list[TokenFidelity]:
-    """Return the fidelity of each of *texts*. Raises ValueError when *rows* is None or of another vocabulary."""
+    """Return the fidelity of each of *texts*. Raises ValueError if *rows* is None or has another vocabulary's width."""
     if rows is None:
         msg = "there are no logits"
         raise ValueError(msg)

@@ -29,7 +29,7 @@ class Drift:
 
 
 def of_numbers(live: Sequence[float], task: Sequence[float]) -> Drift:
-    """Return how the numbers *live* differ from *task*.
+    """Return how far the distribution of the numbers *live* is from that of *task*.
 
     The size is that of Kolmogorov and Smirnov: the largest difference of the two shares below any one number.
     """
@@ -41,7 +41,7 @@ def of_numbers(live: Sequence[float], task: Sequence[float]) -> Drift:
 
 
 def of_kinds(live: Sequence[str], task: Sequence[str]) -> Drift:
-    """Return how the kinds *live* are distributed otherwise than *task*: Cramér's V of a chi-squared test."""
+    """Return how far the distribution of the kinds *live* is from that of *task*: Cramér's V of a chi-squared test."""
     ours, theirs = Counter(live), Counter(task)
     kinds = sorted(ours | theirs)
     margin = math.sqrt(stats.chi2.ppf(CONFIDENCE, max(1, len(kinds) - 1)) / (len(live) + len(task)))

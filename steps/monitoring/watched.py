@@ -80,7 +80,7 @@ def baseline_of(evaluate: Run, candidate: str) -> Baseline:
 
 
 def agreement(predictions: Sequence[Prediction], candidate: str) -> list[bool]:
-    """Return for each of *predictions* whether *candidate* said what the reference said; none of the reference."""
+    """Return for each of *predictions* whether *candidate* gave the reference's answer; nothing for the reference."""
     return [] if candidate == REFERENCE else [each.agree(candidate, REFERENCE) for each in predictions]
 
 

@@ -13,7 +13,7 @@ from steps.report.style import COLOURS, INK, MUTED, WIDTH, style
 
 HEAD = ("Recipe", "Size", "Of checkpoint", "Perplexity ratio", "KL", "Same top token", "Tokens/s", "Seconds", "Verdict")
 LEAST_KL = 1e-4
-"""What is closer than this is drawn here: an fp32 build is some 1e-9 away, which would squeeze all others."""
+"""The plot's smallest KL; smaller ones are drawn here. An fp32 build's, some 1e-9, would squeeze all others."""
 
 Ladder = Mapping[str, Any]
 """What `ladder.json` holds."""

@@ -79,7 +79,7 @@ def pareto_front(table: pd.DataFrame, axes: Axes) -> pd.Series:
 
 
 def draw(table: pd.DataFrame, axes: Axes) -> Figure:
-    """Return the trials by speed and quality, numbered, a larger point for a larger model; those that failed hollow."""
+    """Return the trials by speed and quality, numbered. Larger models have larger points; failed trials hollow ones."""
     quality, speed, size = axes
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     FigureCanvasAgg(figure)

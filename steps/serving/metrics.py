@@ -69,7 +69,7 @@ class Metrics:
         self._responses.labels(path, str(status)).inc()
 
     def count_switch(self) -> None:
-        """Count a version that was taken up."""
+        """Count a version that took over."""
         self._switches.inc()
 
     def count_traces(self, outcome: str, number: int) -> None:

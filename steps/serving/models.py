@@ -128,7 +128,7 @@ class Models:
     """The model that answers now. All methods are for the event loop's thread."""
 
     def __init__(self, first: Served, question: str) -> None:
-        """*first* answers; each that follows has to answer *question* first."""
+        """Answer with *first*. Each later model has to answer *question* before it takes over."""
         self._question = question
         self.current: Served | None = first
         self.unfinished = 0  # choices of requests that are being generated, or wait

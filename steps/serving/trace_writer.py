@@ -48,7 +48,7 @@ class Record:
 
 
 def write(records: Sequence[Record]) -> None:
-    """Write a trace of each of *records*: MLflow makes one of a span without parent. Raises what MLflow raises."""
+    """Write each of *records* as a trace: a span without parent. Raises what MLflow raises."""
     by_model: dict[str, list[Span]] = {}
     for record in records:
         by_model.setdefault(record.model, []).append(span_of(record))
@@ -57,7 +57,7 @@ def write(records: Sequence[Record]) -> None:
 
 
 def experiment_of(model: str) -> str:
-    """Return the id of the experiment that holds the traces of *model*, which is made if it is missing."""
+    """Return the id of the experiment for the traces of *model*; make the experiment if it is missing."""
     name, client = names.experiment_name(model), MlflowClient()
     found = client.get_experiment_by_name(name)
     return str(found.experiment_id if found else client.create_experiment(name))
@@ -100,7 +100,7 @@ def span_of(record: Record) -> Span:
 def main() -> None:
     """Write what standard input brings, until it ends or the server is gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the server gets it too, and ends this process when all is written
+        signal.signal(number, signal.SIG_IGN)  # the server gets the signal too, and ends this process at last
     watch(psutil.Process(os.getppid()))
     replies, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
