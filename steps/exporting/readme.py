@@ -26,7 +26,7 @@ MEANINGS = {
 def readme(name: str, version: str, tags: Mapping[str, str], card: str, question: str, files: Collection[str]) -> str:
     """Return the README of version *version* of *name*, which *tags* and its description *card* describe.
 
-    *question*: what the example is to be asked. *files*: those of the export that not every export has.
+    *question*: what the example is to be asked. *files*: the optional files of the export.
     """
     return render(
         TEMPLATE,
