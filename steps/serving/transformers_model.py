@@ -1,6 +1,6 @@
 """A model of MLflow's transformers flavour, with the interface of the ONNX wrapper: one request at a time."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from steps.wrappers.onnx.output import RequestOutput
 from steps.wrappers.onnx.request import Request, refuse
 from steps.wrappers.onnx.tokenizer import ChatTokenizer
 
+LEAST_TEMPERATURE = 1e-4
+"""As in engine/sampling.py: logits divided by less have no finite sum."""
+
 
 class TransformersModel(OnnxChatModel):
     """Reads requests as the ONNX wrapper does, and has PyTorch continue their prompts."""
@@ -22,7 +25,7 @@ class TransformersModel(OnnxChatModel):
         self.is_chat, self.model_name = True, folder.name
         self.max_tokens = int((model.model_config or {}).get("max_new_tokens", self.CONFIG["max_tokens"]))
         self.tokenizer = ChatTokenizer(folder / "components" / "tokenizer")
-        self.engine: Any = TorchEngine(model.get_raw_model().model)
+        self.engine: Any = TorchEngine(model.get_raw_model().model, model.model_config or {})
 
     def read_requests(self, model_input: object, params: dict[str, Any] | None, *, streaming: bool) -> list[Request]:
         """See OnnxChatModel; without JSON schemas, and so without calls that are forced."""
@@ -37,9 +40,13 @@ class TransformersModel(OnnxChatModel):
 class TorchEngine:
     """Continues prompts one after the other, in a thread; see EngineClient."""
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401  # transformers has no types
+    def __init__(self, model: Any, options: Mapping[str, Any]) -> None:  # noqa: ANN401  # transformers has no types
+        """*options*: those with which the model was logged; predict, which evaluate measures, gives them too."""
         self.context = int(model.config.max_position_embeddings)
-        ends = model.generation_config.eos_token_id
+        # The others are for the tokenizer and the pipeline, or the request's own.
+        known = {key for key in options if hasattr(model.generation_config, key)} - {"max_new_tokens", "do_sample"}
+        self._options = {key: options[key] for key in known}
+        ends = options.get("eos_token_id", model.generation_config.eos_token_id)
         self._ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
         self._model = model
         self._thread = ThreadPoolExecutor(1)
@@ -47,7 +54,7 @@ class TorchEngine:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Those of the engine's Stats that there are here."""
+        """The engine's Stats that apply here."""
         unfinished = len(self._outputs)
         return {"running": min(1, unfinished), "waiting": max(0, unfinished - 1)}
 
@@ -95,7 +102,8 @@ class TorchEngine:
             return torch.tensor([output.finished.is_set()], device=ids.device)
 
         ids = torch.tensor([request.prompt], device=self._model.device)
-        sampling = {"temperature": float(request.temperature), "top_p": float(request.top_p), "top_k": request.top_k}
+        sampling = {"temperature": max(float(request.temperature), LEAST_TEMPERATURE)}
+        sampling |= {"top_p": float(request.top_p), "top_k": request.top_k}
         torch.manual_seed((request.seed + choice) % 2**63)
         self._model.generate(
             ids,
@@ -105,5 +113,5 @@ class TorchEngine:
             stopping_criteria=[push],
             # It comes before temperature, top_k and top_p, so it sees the model's own logits.
             logits_processor=[] if request.logprobs is None else [keep],
-            **(sampling if request.temperature else {}),
+            **(self._options | (sampling if request.temperature else {})),
         )

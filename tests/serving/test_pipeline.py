@@ -1,9 +1,21 @@
 """The pipeline wrapper behind the same API."""
 
+import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
+import mlflow
 import pytest
+
+from steps.build_pipeline_wrapper import ask, log_pipeline
+from steps.checkpoint.policy import only_needed
+from steps.config.command_line import compose_config
+from steps.logged_models.logged_model import logged_folder
+from steps.serving.transformers_model import TransformersModel
+from tests.conftest import TINY
 
 from .conftest import ANSWER, QUESTION, Server, Store, serving, wait_until
 
@@ -57,3 +69,28 @@ def test_a_client_that_hangs_up_stops_it(server: Server) -> None:
     assert server.post({"messages": QUESTION}).status_code == 200
     wait_until(lambda: server.metric("vllm:num_requests_running") == 0)
     assert server.metric("vllm:request_success_total", finished_reason="abort") > 0
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("options", [{}, {"temperature": 1e-40}])
+def test_what_the_checkpoint_asks_of_generate_is_no_more_applied_than_by_predict(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    shutil.copytree(TINY, tmp_path / "checkpoint")
+    end = json.loads((TINY / "generation_config.json").read_text())["eos_token_id"][-1]
+    settings = json.loads((TINY / "config.json").read_text()) | {"eos_token_id": end}  # named here alone
+    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(settings))
+    settings = {"eos_token_id": 1, "repetition_penalty": 5.0, "no_repeat_ngram_size": 2}
+    (tmp_path / "checkpoint" / "generation_config.json").write_text(json.dumps(settings))
+    config, (question,) = compose_config([]), (each["content"] for each in QUESTION)
+    with mlflow.start_run(), only_needed(tmp_path / "checkpoint") as checkpoint:
+        uri = log_pipeline(checkpoint, question, config.build_pipeline_wrapper)
+    with logged_folder(uri) as folder:
+        model = TransformersModel(mlflow.pyfunc.load_model(str(folder)), folder)
+        (request,) = model.read_requests([{"messages": QUESTION, **options}], None, streaming=False)
+        (output,) = model.outputs(request)
+        model.engine.submit([output])
+        output.finished.wait()
+        model.engine.close()
+        output.raise_if_failed()
+        assert (output.text, output.finish_reason) == (ask(folder, question), "stop") == (ANSWER, "stop")
