@@ -15,13 +15,13 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from mlflow.exceptions import MlflowException
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from steps.config.entry_points import Serve
-from steps.records.traces import CANCELLED
 from steps.serving import openapi
 from steps.serving.answers import DONE, Answers, JsonObject, event
-from steps.serving.errors import ApiError, busy, late, refused, unavailable
+from steps.serving.errors import ApiError, busy, hung_up, late, refused, unavailable
 from steps.serving.generation import Generation
 from steps.serving.guard import Guard, error_response
 from steps.serving.metrics import Metrics
@@ -42,9 +42,12 @@ def create_app(options: Serve, models: Models, metrics: Metrics, traces: Traces,
     server = Endpoints(options, models, metrics, traces)
     app.add_middleware(Guard, key=key, count=metrics.count_response)
     if options.cors_origins:
-        methods, headers = ["GET", "POST"], ["authorization", "content-type"]
         app.add_middleware(
-            CORSMiddleware, allow_origins=options.cors_origins, allow_methods=methods, allow_headers=headers
+            CORSMiddleware,
+            allow_origins=options.cors_origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],  # OpenAI's client sends a dozen of its own
+            expose_headers=["x-model-version", "retry-after", "x-should-retry"],
         )
     app.exception_handler(HTTPException)(http_error)
     app.post("/v1/chat/completions", **openapi.CHAT)(server.chat)
@@ -56,6 +59,9 @@ def create_app(options: Serve, models: Models, metrics: Metrics, traces: Traces,
     app.get("/version", responses=openapi.errors(401))(server.version)
     app.get("/metrics", response_class=Response, responses=openapi.errors(401))(server.metrics)
     app.get("/", response_class=HTMLResponse)(server.page)
+    for path, answer in {"/v1/models": server.list_models, "/health": server.health, "/ready": server.ready}.items():
+        app.head(path, include_in_schema=False)(answer)
+    app.head("/", response_class=HTMLResponse, include_in_schema=False)(server.page)
     return app
 
 
@@ -181,16 +187,19 @@ def require_few(choices: int, limit: int) -> None:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Return the body of *request*. Raises ApiError if it is larger than *limit* bytes."""
+    """Return the body of *request*. Raises ApiError if it is larger than *limit* bytes, or its client hangs up."""
     too_large = ApiError(413, f"the body is larger than serve.max_body_bytes={limit}", code="body_too_large")
     stated = request.headers.get("content-length", "0")
     if stated.isdigit() and int(stated) > limit:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_large
+    except ClientDisconnect:
+        raise hung_up() from None
     return bytes(body)
 
 
@@ -248,7 +257,7 @@ def ending_early(generation: Generation, request: Request, timeout: float) -> It
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        generation.cancel(ApiError(CANCELLED, "the client hung up", code="cancelled"))
+        generation.cancel(hung_up())
 
     timer = asyncio.get_running_loop().call_later(timeout, generation.cancel, late(timeout))
     watcher = asyncio.create_task(watch())

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from steps.records.traces import LATE
+from steps.records.traces import CANCELLED, LATE
 
 KINDS = {
     400: "invalid_request_error",
@@ -56,6 +56,11 @@ def refused(message: str) -> ApiError:
 def busy(message: str, seconds: int = 1) -> ApiError:
     """Return the error of a request that there is no room for now."""
     return ApiError(429, message, code="too_many_requests", headers={"Retry-After": str(seconds)})
+
+
+def hung_up() -> ApiError:
+    """Return the error of a request whose client is gone; metrics and traces see it."""
+    return ApiError(CANCELLED, "the client hung up", code="cancelled")
 
 
 def late(seconds: float) -> ApiError:

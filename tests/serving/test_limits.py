@@ -61,16 +61,31 @@ def test_an_answer_that_takes_too_long_is_given_up(server: Server) -> None:
 
 
 def test_a_site_that_may_ask_is_told_so_and_no_other(server: Server) -> None:
-    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    # Those of OpenAI's client, in a browser.
+    headers = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"
+    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": headers}
     for origin, allowed in (("https://a.example", "https://a.example"), ("https://b.example", None)):
         response = httpx.options(f"{server.url}/v1/chat/completions", headers={"Origin": origin, **ask})
         assert response.headers.get("access-control-allow-origin") == allowed
+        assert response.status_code == (200 if allowed else 400)
+
+
+def test_a_site_that_may_ask_sees_the_version_and_when_to_try_again(server: Server) -> None:
+    answered = server.post({"messages": QUESTION}, headers={**BEARER, "Origin": "https://a.example"})
+    assert answered.headers["access-control-expose-headers"] == "x-model-version, retry-after, x-should-retry"
+
+
+def test_head_is_answered_like_get_without_a_body(server: Server) -> None:
+    for path in ("/", "/health", "/ready", "/v1/models"):
+        get, head = (httpx.request(method, f"{server.url}{path}", headers=BEARER) for method in ("GET", "HEAD"))
+        assert (head.status_code, head.content) == (get.status_code, b"") == (200, b"")
+        assert head.headers["content-type"] == get.headers["content-type"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org"])
 def test_an_address_that_others_reach_needs_a_key(host: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"serve\.host=.* cannot be used: expected 127\.0\.0\.1, or serve\.api_key_env"
+        ConfigError, match=r"serve\.host=.* needs a key: set serve\.api_key_env, or listen on 127\.0\.0\.1"
     ):
         compose_config([f"serve.host='{host}'"])
     assert compose_config([f"serve.host='{host}'", "serve.api_key_env=KEY"]).serve.host == host

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,18 @@ def test_a_client_that_hangs_up_leaves_nothing_in_the_engine(server: Server, str
     wait_until(lambda: unfinished(server) == 0 and in_engine(server) == 0)
     assert server.metric("vllm:request_success_total", finished_reason="abort") == before + 8
     assert server.post({"messages": QUESTION}).status_code == 200
+
+
+def test_a_client_that_aborts_its_upload_is_cancelled_and_no_error_of_the_server(server: Server) -> None:
+    statuses = {status: server.metric("slm:responses_total", status=status) for status in ("499", "500")}
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+        time.sleep(0.5)
+    wait_until(lambda: server.metric("slm:responses_total", status="499") == statuses["499"] + 1, seconds=20)
+    assert server.metric("slm:responses_total", status="500") == statuses["500"]
+    assert "ClientDisconnect" not in server.said()
 
 
 def test_a_stream_that_is_left_in_the_middle_is_cancelled(server: Server) -> None:
