@@ -131,6 +131,7 @@ class Models:
         """Answer with *first*. Each later model has to answer *question* before it takes over."""
         self._question = question
         self.current: Served | None = first
+        self._last = first.target  # that could be loaded
         self.unfinished = 0  # choices of requests that are being generated, or wait
         self._may_begin = asyncio.Event()
         self._may_begin.set()
@@ -165,26 +166,32 @@ class Models:
         """Let the model at *target* answer from now on; requests that have begun finish on the old one.
 
         It is loaded beside the old one if there is memory for both. Otherwise new requests wait while the old one
-        finishes and goes. Raises StepError if it cannot be loaded; the old one stays.
+        finishes and goes. Raises StepError if it cannot be loaded; the old one stays, or where there was no memory for
+        both, is loaded again. If that fails too, there is no model until the next call, which tries both.
         """
         old = self.current
-        if old is None or old.bytes * ROOM < available_memory():
+        if old is None:
+            await self._load_or_last(target)
+            return
+        if old.bytes * ROOM < available_memory():
             self.current = await asyncio.to_thread(Served, target, self._question)
-            if old is not None:
-                self._close_when_unused(old)
+            self._close_when_unused(old)
             return
         self._may_begin.clear()
         try:
             await old.unused.wait()
-            self.current = None
+            self.current, self._last = None, old.target
             await asyncio.to_thread(old.close)
-            try:
-                self.current = await asyncio.to_thread(Served, target, self._question)
-            except StepError:
-                self.current = await asyncio.to_thread(Served, old.target, self._question)
-                raise
+            await self._load_or_last(target)
         finally:
             self._may_begin.set()
+
+    async def _load_or_last(self, target: Target) -> None:
+        try:
+            self.current = await asyncio.to_thread(Served, target, self._question)
+        except StepError:
+            self.current = await asyncio.to_thread(Served, self._last, self._question)
+            raise
 
     async def close(self) -> None:
         """Close all models."""

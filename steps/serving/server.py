@@ -14,7 +14,7 @@ from steps.config.entry_points import Serve
 from steps.records.errors import ConfigError, StepError, in_one_line
 from steps.serving.app import create_app
 from steps.serving.metrics import Metrics
-from steps.serving.models import Models, Served, find
+from steps.serving.models import Models, Served, Target, find
 from steps.serving.traces import Traces
 
 
@@ -65,6 +65,10 @@ async def _serve(options: Serve, question: str, key: str | None, first: Served, 
         traces.close()
 
 
+LONGEST_PAUSE = 60
+"""Looks after which a version that could not be loaded is tried again at the latest; at first it is the next look."""
+
+
 class Follower(threading.Thread):
     """Looks every `serve.follow_seconds` which version the alias names, and has it take over.
 
@@ -77,7 +81,8 @@ class Follower(threading.Thread):
         self._options, self._models, self._metrics = options, models, metrics
         self.ended = threading.Event()
         self._loop = asyncio.get_running_loop()
-        self._refused: str | None = None  # a version that could not be loaded; another look would not help
+        self._failed: Target | None = None  # a version that could not be loaded: the disk may have been full just then
+        self._pause, self._looks = 1, 0  # looks from one try of it to the next; those since the last one
         self._said = ""
 
     def run(self) -> None:
@@ -85,7 +90,6 @@ class Follower(threading.Thread):
         while not self.ended.wait(self._options.follow_seconds):
             try:
                 self._look()
-                self._said = ""
             except Exception as error:  # noqa: BLE001  # whatever it is, the server goes on
                 if not self.ended.is_set():
                     self._say(f"serve: goes on as it is: {in_one_line(error)}")
@@ -93,15 +97,20 @@ class Follower(threading.Thread):
     def _look(self) -> None:
         target = find(self._options.model)
         current = self._models.current
-        if target.label == self._refused or (current and target == current.target):
+        if current and target == current.target:
+            self._failed, self._said = None, ""
+            return
+        self._looks += 1
+        if current and target == self._failed and self._looks < self._pause:
             return
         before = current.target.label if current else "nothing"
         try:
             asyncio.run_coroutine_threadsafe(self._models.replace(target), self._loop).result()
-        except StepError:
-            self._refused = target.label
+        except Exception:
+            self._pause = min(LONGEST_PAUSE, 2 * self._pause) if target == self._failed else 1
+            self._failed, self._looks = target, 0
             raise
-        self._refused = None
+        self._failed, self._said = None, ""
         self._metrics.count_switch()
         print(f"Serving {target.label} in place of {before}", flush=True)
 

@@ -3,15 +3,21 @@
 import asyncio
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+from unittest.mock import Mock
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from steps.config.command_line import compose_config
 from steps.records.errors import StepError
 from steps.serving import models as models_module
+from steps.serving import server as server_module
 from steps.serving.generation import Generation
-from steps.serving.models import Models, Served, find
+from steps.serving.models import Models, Served, Target, find
+from steps.serving.server import Follower
 
 from .conftest import ANSWER, QUESTION, Server, Store, serving, wait_until
 
@@ -113,3 +119,82 @@ def test_requests_in_flight_end_on_the_old_version_with_and_without_memory_for_b
         return answers
 
     assert asyncio.run(switch()) == [("tiny/1", ANSWER), ("tiny/2", ANSWER)]
+
+
+LAST = Target("models:/tiny/1", "tiny", "1")
+NEXT = Target("models:/tiny/2", "tiny", "2")
+
+
+class Loading:
+    """Stands for Models, whose loads of a version fail as long as `errors` has a reason."""
+
+    def __init__(self, current: Target | None, errors: list[str]) -> None:
+        self.current = SimpleNamespace(target=current) if current else None
+        self.errors, self.looks, self.tried_at = errors, 0, []
+
+    def find(self, _uri: str) -> Target:
+        """Count a look."""
+        self.looks += 1
+        return NEXT
+
+    async def replace(self, target: Target) -> None:
+        """Load *target*, or fail."""
+        self.tried_at.append(self.looks)
+        if self.errors:
+            raise StepError(self.errors.pop(0))
+        self.current = SimpleNamespace(target=target)
+
+
+def follow(loading: Loading, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Follow the alias until the version has taken over."""
+    monkeypatch.setattr(server_module, "find", loading.find)
+    options = compose_config(["serve.model=models:/tiny@champion", "serve.follow_seconds=0.001"]).serve
+
+    async def run() -> None:
+        follower = Follower(options, cast("Models", loading), Mock())
+        follower.start()
+        while not loading.current or loading.current.target != NEXT:
+            await asyncio.sleep(0.001)
+        follower.ended.set()
+        await asyncio.to_thread(follower.join)
+
+    asyncio.run(run())
+
+
+def test_a_version_that_could_not_be_loaded_is_tried_again_after_pauses_that_grow(monkeypatch, capsys) -> None:
+    loading = Loading(LAST, [*["the disk is full"] * 3, "no memory", *["the disk is full"] * 5])
+    follow(loading, monkeypatch)
+    assert loading.tried_at == [1, 2, 4, 8, 16, 32, 64, 124, 184, 244]
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"serve: goes on as it is: StepError: {why}" for why in ("the disk is full", "no memory", "the disk is full")
+    ]
+
+
+def test_without_any_model_each_look_tries_again(monkeypatch, capsys) -> None:
+    loading = Loading(None, ["the disk is full"] * 5)
+    follow(loading, monkeypatch)
+    assert loading.tried_at == [1, 2, 3, 4, 5, 6]
+    assert capsys.readouterr().err.count("the disk is full") == 1
+
+
+def test_the_last_good_version_comes_back_where_neither_could_be_loaded_for_a_moment(
+    models: Store, monkeypatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", models.uri)
+    monkeypatch.setattr(models_module, "available_memory", lambda: 0)
+
+    async def switch() -> list[str | None]:
+        models = Models(Served(find("models:/tiny/1"), "hello"), "hello")
+        found = []
+        for is_away in (True, False):
+            with monkeypatch.context() as patch:
+                if is_away:
+                    patch.setattr(models_module, "as_folder", Mock(side_effect=OSError("the store is away")))
+                with pytest.raises(StepError):
+                    await models.replace(Target("models:/tiny/99", "tiny", "99"))
+            found.append(models.current.target.label if models.current else None)
+        await models.close()
+        return found
+
+    assert asyncio.run(switch()) == [None, "tiny/1"]
