@@ -12,6 +12,7 @@ from statistics import median
 import numpy as np
 
 from steps.checkpoint.policy import only_needed
+from steps.checkpoint.tokenizer_check import load_tokenizer
 from steps.config.schema import Ladder, project_path
 from steps.evaluation.fidelity import Logits, Text, TokenFidelity, compare, joined, measured_rows
 from steps.evaluation.tasks import read_examples
@@ -19,7 +20,7 @@ from steps.logged_models.dtype import dtype_name
 from steps.logged_models.language_model import OnnxModel, TorchModel
 from steps.measurement.measure import COMPARES_TEXT, in_batches
 from steps.measurement.worker import Chat, texts_of
-from steps.records.errors import StepError
+from steps.records.errors import StepError, in_one_line
 from steps.safety.memory import available_memory
 from steps.wrappers.onnx.cpus import usable_cpus
 
@@ -63,6 +64,19 @@ def material_of(ladder: Ladder) -> Material:
     return Material(chats, text, ladder.context)
 
 
+def require_rendering(snapshot: Path, chats: Sequence[tuple[Chat, str]], task: str) -> None:
+    """Raise StepError where the chat template in *snapshot* refuses one of the *chats* of *task*."""
+    with only_needed(snapshot) as own:
+        language = TorchModel(None, load_tokenizer(own))  # rendering needs no weights
+    for messages, _ in chats:
+        try:
+            language.render(messages)
+        except Exception as error:  # whatever a template raises
+            fact = f"the checkpoint's chat template refuses {messages!r:.200} of {task} ({in_one_line(error)})"
+            msg = f"{fact}: take a task in the roles that it knows, with -P evaluate.task=FILE"
+            raise StepError(msg) from error
+
+
 def reference_of(snapshot: Path, material: Material, folder: Path) -> Reference:
     """Write the logits that transformers computes for the checkpoint in *snapshot* to *folder*."""
     import torch
@@ -71,8 +85,9 @@ def reference_of(snapshot: Path, material: Material, folder: Path) -> Reference:
     torch.set_num_threads(usable_cpus())
     # fp32 where memory allows: on a CPU without bf16 instructions it is also faster.
     dtype = "float32" if available_memory() > _fp32_bytes(snapshot) else "auto"
-    model = AutoModelForCausalLM.from_pretrained(snapshot, dtype=dtype, local_files_only=True)
-    with only_needed(snapshot) as own:  # so that the tokenizer is that of tokenizer.json
+    # Corrected: the tokenizer is that of tokenizer.json, and Gemma 2 caps its attention.
+    with only_needed(snapshot) as own:
+        model = AutoModelForCausalLM.from_pretrained(own, dtype=dtype, local_files_only=True)
         language = TorchModel(model, AutoTokenizer.from_pretrained(own))
     read = texts_of(language, material.chats, material.text, material.context)
     texts = _limited(read, len(material.chats))

@@ -17,7 +17,14 @@ from steps.checkpoint.onnx_export import build_onnx
 from steps.config.schema import BUILD, BuildOnnxWrapper, Ladder
 from steps.evaluation.fidelity import fidelity_metrics
 from steps.evaluation.gates import FAILED, PASSED, judge, overall, read_gates
-from steps.ladder.beside_checkpoint import Reference, material_of, measure_build, reference_of, weights_bytes
+from steps.ladder.beside_checkpoint import (
+    Reference,
+    material_of,
+    measure_build,
+    reference_of,
+    require_rendering,
+    weights_bytes,
+)
 from steps.ladder.rungs import REFERENCE_DTYPE, SKIPPED, Rung, facts_of, finished_rung, rung_run
 from steps.logged_models.process import apart
 from steps.records import artifacts
@@ -52,6 +59,7 @@ class Climb:
     @cached_property
     def reference(self) -> Reference:
         """The checkpoint's own logits: computed when the first recipe needs them."""
+        require_rendering(self.snapshot, self.material.chats, self.ladder.task)
         folder = self.work / "reference"
         folder.mkdir()
         print(f"  onnx=auto: the checkpoint's own probabilities on {len(self.material.chats)} questions", flush=True)
