@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import mlflow
@@ -97,7 +97,12 @@ def fetch_prebuilt(output: Path, options: BuildOnnxWrapper, *, offline: bool) ->
     require_runnable(snapshot / folder)
     mlflow.log_text(manifest.to_json(), MANIFEST)
     # Copied, because the cache holds links that lead out of the folder, and MLflow refuses to log those.
-    shutil.copytree(snapshot / folder, output)
+    # The manifest's files only: it may hold others, of other programs' downloads, that nobody has hashed.
+    for path in (PurePosixPath(file.path) for file in manifest.files):
+        if path.is_relative_to(folder):
+            copy = output / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(snapshot / path, copy)
 
 
 @contextmanager

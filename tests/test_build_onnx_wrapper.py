@@ -196,3 +196,17 @@ def test_a_ready_onnx_folder_that_lacks_a_file_is_refused(name: str, store: str,
         chosen = compose_config(prebuilt(hub, files)).build_onnx_wrapper
         with pytest.raises(StepError, match=rf"/{READY} lacks {name}: choose a folder"), mlflow.start_run():
             fetch_prebuilt(tmp_path / "onnx", chosen, offline=False)
+
+
+def test_what_a_cache_holds_beside_the_files_of_the_manifest_stays_there(store: str, tmp_path: Path) -> None:
+    settings = {"model": {"decoder": {"filename": "model.onnx"}}}
+    files = {"genai_config.json": json.dumps(settings).encode(), "tokenizer_config.json": b"{}"}
+    files |= {"tokenizer.json": b"{}", "model.onnx": b"onnx" * 500}
+    with serving_hub(tmp_path / "huggingface") as hub:
+        chosen = compose_config(prebuilt(hub, files)).build_onnx_wrapper
+        with mlflow.start_run():
+            fetch_prebuilt(tmp_path / "first", chosen, offline=False)
+            (cached,) = (tmp_path / "huggingface").rglob("genai_config.json")
+            (cached.parent / "modeling.py").write_text("import os")
+            fetch_prebuilt(tmp_path / "second", chosen, offline=False)
+    assert {path.name for path in (tmp_path / "second").iterdir()} == set(files)
