@@ -5,9 +5,11 @@ the step loads the logged model, and has it answer a question.
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
+import yaml
 from huggingface_hub import ModelCard
 
 from steps.checkpoint.policy import end_tokens, neutral_options, not_applied, only_needed
@@ -37,7 +39,6 @@ def run(config: Config, inputs: Inputs) -> Outputs:
 
 def log_pipeline(folder: Path, question: str, options: BuildPipelineWrapper) -> str:
     """Log the checkpoint in *folder* as a chat model on the active run; return its `models:/` URI."""
-    card = folder / "README.md"
     info = mlflow.transformers.log_model(
         str(folder),
         name="pipeline",
@@ -55,9 +56,18 @@ def log_pipeline(folder: Path, question: str, options: BuildPipelineWrapper) -> 
         input_example=chat_request(question),
         pip_requirements=locked("mlflow", "transformers", "torch", "tokenizers", "huggingface-hub", "jinja2", "psutil"),
         # Given, even if empty: MLflow would ask the hub for one otherwise.
-        model_card=ModelCard.load(card) if card.is_file() else ModelCard("---\n{}\n---\n"),
+        model_card=card_of(folder),
     )
     return str(info.model_uri)
+
+
+def card_of(folder: Path) -> ModelCard:
+    """Return the model card of the checkpoint in *folder*: an empty one where it has none that can be read."""
+    card = folder / "README.md"
+    with suppress(ValueError, yaml.YAMLError):  # the front matter is not always what the hub asks for
+        if card.is_file():
+            return ModelCard.load(card, ignore_metadata_errors=True)
+    return ModelCard("---\n{}\n---\n")
 
 
 def chat_request(question: str) -> dict[str, object]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from steps.build_pipeline_wrapper import log_pipeline
+from steps.build_pipeline_wrapper import card_of, log_pipeline
 from steps.config.command_line import compose_config
 from steps.logged_models.logged_model import logged_folder
 from tests.conftest import ROOT, program
@@ -80,3 +80,23 @@ def test_logging_takes_the_same_memory_whatever_the_size_of_the_model(store: str
         peaks.append(int(done.stdout.split()[-1]) * 1024)
     assert max(peaks) < 1.2e9
     assert abs(peaks[1] - peaks[0]) < 100e6
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"---\nmodel-index:\n- name: small\n---\nA card.\n",
+        b"---\nA rule, no front matter.\n---\nA card.\n",
+        b"---\nbase_model: foo: bar\n---\nA card.\n",
+        b"---\nlicense:\tmit\n\ttags: [a\n---\nA card.\n",
+        "---\nlicense: mit\n---\nUne carte d\u00e9j\u00e0 \u00e9crite.\n".encode("latin-1"),
+    ],
+)
+def test_a_card_whose_front_matter_is_odd_does_not_stop_the_build(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "README.md").write_bytes(text)
+    assert "license" not in card_of(tmp_path).data.to_dict()
+
+
+def test_a_card_that_can_be_read_is_logged(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nA card.\n")
+    assert card_of(tmp_path).data.to_dict() == {"license": "mit"}
