@@ -28,7 +28,15 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it exports 
 from huggingface_hub.utils.sha import git_hash
 
 from steps.checkpoint.hub_errors import explaining, token
-from steps.checkpoint.manifest import NEEDED, PAPERS, Manifest, instead_of_weights, licence_of, require_weights
+from steps.checkpoint.manifest import (
+    NEEDED,
+    PAPERS,
+    Manifest,
+    instead_of_weights,
+    licence_of,
+    require_one_layout,
+    require_weights,
+)
 from steps.records.errors import StepError
 from steps.records.files import File, hash_file
 
@@ -125,9 +133,11 @@ def _fetch(
             where = "" if folder == PurePosixPath() else f" in its folder {folder}"
             remedy = "choose a repository or revision that does"
             if weights == ".safetensors":
-                remedy = instead_of_weights(file.path for file in listing)
+                below = "download it and use -P model=local with that folder"
+                remedy = instead_of_weights([file.path for file in listing], below)
             msg = f"{repository}@{commit} holds no {NAMES[weights]} file{where}: {remedy}"
             raise StepError(msg)
+        require_one_layout(f"{repository}@{commit}", [file.path for file in needed])
         snapshot = _snapshot_folder(repository, commit)
         if check is not None:
             if not offline:

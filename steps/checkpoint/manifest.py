@@ -1,7 +1,7 @@
 """A snapshot, which is the files of a checkpoint at one revision, and the manifest that lists these files."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +17,9 @@ FILES = "snapshot/files"
 
 PAPERS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
 """The model card and the licence files: they state under what terms the model may be passed on."""
+
+SINGLE = "model.safetensors"
+"""The file that holds all weights, where one does."""
 
 INDEX = "model.safetensors.index.json"
 """The file that says which of several files holds which weight."""
@@ -88,16 +91,27 @@ FOREIGN = {
 """By file pattern: what a folder or repository without model*.safetensors holds instead, and the remedy."""
 
 
-def instead_of_weights(paths: Iterable[str]) -> str:
-    """Return what a folder or repository without model*.safetensors holds instead, by its *paths*, and the remedy."""
+def instead_of_weights(paths: Iterable[str], below: str = "name that folder") -> str:
+    """Return what a folder or repository without model*.safetensors holds instead, by its *paths*, and the remedy.
+
+    *below* is the remedy where the checkpoint lies in a folder below it.
+    """
     found = [PurePosixPath(path) for path in paths]
     for pattern, remedy in FOREIGN.items():
         if any(len(path.parts) == 1 and path.match(pattern) for path in found):
             return remedy
-    below = sorted({str(path.parent) for path in found if path.name == "config.json" and len(path.parts) > 1})
-    if below:
-        return f"a checkpoint lies below it, in {' and in '.join(below[:3])}: name that folder"
+    folders = sorted({str(path.parent) for path in found if path.name == "config.json" and len(path.parts) > 1})
+    if folders:
+        return f"a checkpoint lies below it, in {' and in '.join(folders[:3])}: {below}"
     return "save the checkpoint with save_pretrained(safe_serialization=True)"
+
+
+def require_one_layout(place: str, names: Collection[str]) -> None:
+    """Raise StepError where *names*, of the files in *place*, are weights in one file, and in several by an index."""
+    if {SINGLE, INDEX} <= set(names) and any(name.endswith(".safetensors") and name != SINGLE for name in names):
+        fact = f"{place} holds {SINGLE} and {INDEX}: transformers reads the first, and the index may name other weights"
+        msg = f"{fact}; remove {SINGLE}, or the index with its files; of a hub's repository in a copy, with model=local"
+        raise StepError(msg)
 
 
 def require_weights(folder: Path) -> None:
@@ -121,6 +135,7 @@ def require_weights(folder: Path) -> None:
     if absent := sorted(shards - {path.name for path in needed_files(folder)}):
         msg = f"{index} names {absent[0]}, which is not among the model*.safetensors beside it: complete the checkpoint"
         raise StepError(msg)
+    require_one_layout(str(folder), [path.name for path in needed_files(folder)])
 
 
 def licence_of(folder: Path) -> str | None:

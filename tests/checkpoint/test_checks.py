@@ -293,6 +293,33 @@ def test_an_index_that_names_a_missing_shard_is_refused(checkpoint: Path) -> Non
     assert "index.json names model-00002-of-00002.safetensors, which is not among" in refusal(checkpoint)
 
 
+def test_weights_in_one_file_and_by_an_index_too_are_refused(checkpoint: Path) -> None:
+    shutil.copy(checkpoint / "model.safetensors", checkpoint / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    (checkpoint / "model.safetensors").write_bytes(b"cut off")
+    said = refusal(checkpoint)
+    assert "holds model.safetensors and model.safetensors.index.json: transformers reads the first" in said
+    assert "remove model.safetensors, or the index with its files" in said
+
+
+def test_weights_in_both_layouts_on_a_hub_are_refused_before_they_are_downloaded(tmp_path: Path) -> None:
+    index = b'{"weight_map": {"a": "model-1.safetensors"}}'
+    files = {"model.safetensors": b"1", "model-1.safetensors": b"1", "model.safetensors.index.json": index}
+    with serving_hub(tmp_path / "huggingface") as hub:
+        hub.repository("some/both").commit(files)
+        with pytest.raises(StepError, match=r"with model=local"):
+            fetch_checkpoint("some/both", "main", offline=False)
+        assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_checkpoint_below_the_top_of_a_repository_is_to_be_downloaded_for_model_local(tmp_path: Path) -> None:
+    with serving_hub(tmp_path / "huggingface") as hub:
+        hub.repository("some/nested").commit({"hf/config.json": b"{}", "hf/model.safetensors": b"1"})
+        with pytest.raises(StepError, match=r"in hf: download it and use -P model=local with that folder"):
+            fetch_checkpoint("some/nested", "main", offline=False)
+
+
 @pytest.mark.parametrize(
     ("to", "line"),
     [
