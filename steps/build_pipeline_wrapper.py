@@ -66,7 +66,8 @@ def card_of(folder: Path) -> ModelCard:
     card = folder / "README.md"
     with suppress(ValueError, yaml.YAMLError):  # the front matter is not always what the hub asks for
         if card.is_file():
-            return ModelCard.load(card, ignore_metadata_errors=True)
+            found: ModelCard = ModelCard.load(card, ignore_metadata_errors=True)
+            return found
     return ModelCard("---\n{}\n---\n")
 
 
