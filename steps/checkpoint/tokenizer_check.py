@@ -51,9 +51,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Return what tokenizer_config.json in *folder* says; nothing where there is none."""
+    """Return what tokenizer_config.json in *folder* says; nothing where there is none.
+
+    As in transformers, the tokens that special_tokens_map.json names take precedence in older saves.
+    """
     path = folder / "tokenizer_config.json"
-    return read_json(path) if path.is_file() else {}
+    settings = read_json(path) if path.is_file() else {}
+    older = folder / "special_tokens_map.json"
+    if "added_tokens_decoder" not in settings and older.is_file():
+        named = read_json(older)
+        settings |= {key: _text(value) for key, value in named.items() if key.endswith("_token") and value}
+    return settings
+
+
+def _text(token: object) -> object:
+    """Return what *token* is in a text: settings hold it as such, or as an object with that as its content."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def own_tokenizer(folder: Path) -> Tokenizer:
@@ -157,7 +170,7 @@ def require_template(folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     made: Any = PreTrainedTokenizerFast  # which has no types
-    names = {key: value for key, value in read_settings(folder).items() if key in ("bos_token", "eos_token")}
+    names = {key: _text(value) for key, value in read_settings(folder).items() if key in ("bos_token", "eos_token")}
     own = own_tokenizer(folder)
     try:
         tokenizer = made(tokenizer_object=own, chat_template=template, **names)
