@@ -5,7 +5,7 @@ whole beside it; a large one stays where it is, and later steps find it again by
 """
 
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import mlflow
 
@@ -27,7 +27,7 @@ def run(config: Config, _inputs: Inputs) -> Outputs:
         mlflow.log_artifact(str(folder / "README.md"), "snapshot")
     if manifest.size <= config.fetch_model.log_files_mb * 1e6:
         for file in manifest.files:
-            mlflow.log_artifact(str(folder / file.path), FILES)
+            mlflow.log_artifact(str(folder / file.path), PurePosixPath(FILES, file.path).parent.as_posix())
     mlflow.log_metric(SNAPSHOT_BYTES, manifest.size)
     mlflow.set_tags({"model.location": manifest.location, "model.revision": manifest.revision})
     active = mlflow.active_run()

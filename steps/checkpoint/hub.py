@@ -31,6 +31,7 @@ from steps.checkpoint.hub_errors import explaining, token
 from steps.checkpoint.manifest import (
     NEEDED,
     PAPERS,
+    TEMPLATES,
     Manifest,
     instead_of_weights,
     licence_of,
@@ -40,7 +41,7 @@ from steps.checkpoint.manifest import (
 from steps.records.errors import StepError
 from steps.records.files import File, hash_file
 
-ONNX_FILES = ("*.onnx", "*.onnx.data", "*.json", "*.jinja", "tokenizer.model", "merges.txt", *PAPERS)
+ONNX_FILES = ("*.onnx", "*.onnx.data", "*.json", "*.jinja", TEMPLATES, "tokenizer.model", "merges.txt", *PAPERS)
 """The files of a ready ONNX folder that are used. Never code."""
 
 NAMES = {".safetensors": "model*.safetensors", ".onnx": ".onnx"}
@@ -149,8 +150,12 @@ def _fetch(
 
 
 def _belongs(path: PurePosixPath, folder: PurePosixPath, patterns: tuple[str, ...]) -> bool:
-    wanted = path.parent == folder and any(fnmatchcase(path.name, pattern) for pattern in patterns)
-    return wanted or str(path) in PAPERS
+    if not path.is_relative_to(folder):
+        return str(path) in PAPERS
+    inside = path.relative_to(folder)
+    # fnmatch's * stands for a slash too.
+    alike = [pattern for pattern in patterns if pattern.count("/") == len(inside.parts) - 1]
+    return any(fnmatchcase(str(inside), pattern) for pattern in alike) or str(path) in PAPERS
 
 
 def _resolve(repository: str, revision: str) -> tuple[str, list[Stated]]:

@@ -24,6 +24,9 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """The file that says which of several files holds which weight."""
 
+TEMPLATES = "additional_chat_templates/*.jinja"
+"""Where transformers keeps further chat templates, such as tool_use.jinja."""
+
 NEEDED = (
     # Not *.safetensors: a repository may hold the same weights a second time, in its maker's own layout.
     "model*.safetensors",
@@ -38,9 +41,10 @@ NEEDED = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    TEMPLATES,
     *PAPERS,
 )
-"""The files of a checkpoint that are used, all in its top folder. Never pickled weights, never code."""
+"""The files of a checkpoint that are used, by their paths in it. Never pickled weights, never code."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from steps.checkpoint.manifest import needed_files
 from steps.checkpoint.tokenizer_check import corrected_settings, own_tokenizer, read_json, read_settings
+from steps.records.files import files_below
 
 NEUTRAL: dict[str, object] = {
     "repetition_penalty": 1.0,
@@ -78,7 +79,9 @@ def link_files(snapshot: Path, folder: Path) -> None:
     """Make *folder* with links to the files of *snapshot* that belong to it, and `corrections` in place of theirs."""
     folder.mkdir(parents=True)
     for path in needed_files(snapshot):
-        (folder / path.name).symlink_to(path.resolve())
+        link = folder / path.relative_to(snapshot)
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(path.resolve())
     for name, content in corrections(snapshot).items():
         replace_json(folder / name, content)
 
@@ -110,7 +113,7 @@ def only_needed(snapshot: Path) -> Iterator[Path]:
 
     It is *snapshot* itself where that is such a folder already: MLflow's `stop` reads the tokenizer from it later on.
     """
-    if set(needed_files(snapshot)) == set(snapshot.iterdir()) and not corrections(snapshot):
+    if set(needed_files(snapshot)) == set(files_below(snapshot)) and not corrections(snapshot):
         yield snapshot
         return
     with tempfile.TemporaryDirectory() as work:

@@ -177,3 +177,11 @@ def test_a_refusal_says_whether_it_is_the_token_the_licence_or_the_name(
 def test_a_revision_that_is_not_there_is_named(hub: Hub, repository: Repository) -> None:
     with pytest.raises(StepError, match=f"{NAME} has no revision v9"):
         fetch("v9")
+
+
+def test_templates_beside_the_chat_template_are_fetched(repository: Repository) -> None:
+    extra = "additional_chat_templates/tool_use.jinja"
+    repository.commit(FILES | {extra: b"{{ tools }}", "additional_chat_templates/code.py": b"", "other/a.jinja": b""})
+    manifest, folder = fetch()
+    assert [file.path for file in manifest.files] == sorted([*NEEDED, extra])
+    assert (folder / extra).read_bytes() == b"{{ tools }}"

@@ -68,6 +68,16 @@ def test_files_that_are_no_part_of_a_checkpoint_stay_out(checkpoint: Path) -> No
         }
 
 
+def test_templates_beside_the_chat_template_keep_their_folder(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "additional_chat_templates").mkdir()
+    (checkpoint / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    with only_needed(checkpoint) as folder:
+        assert folder == checkpoint
+    (checkpoint / "additional_chat_templates" / "code.py").write_text("import os")
+    with only_needed(checkpoint) as folder:
+        assert [path.name for path in (folder / "additional_chat_templates").iterdir()] == ["tool_use.jinja"]
+
+
 def test_settings_that_read_otherwise_are_corrected_in_a_copy(tmp_path: Path) -> None:
     folder = llama(tmp_path, "LlamaTokenizerFast")
     with only_needed(folder) as corrected:

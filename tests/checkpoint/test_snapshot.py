@@ -32,6 +32,14 @@ def test_only_what_is_needed_belongs_to_a_snapshot_never_pickles_or_code(checkpo
     assert names == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
 
 
+def test_templates_beside_the_chat_template_belong_to_a_snapshot(checkpoint: Path) -> None:
+    (checkpoint / "additional_chat_templates").mkdir()
+    (checkpoint / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    (checkpoint / "additional_chat_templates" / "code.py").write_text("import os")
+    assert "additional_chat_templates/tool_use.jinja" in [file.path for file in fetch_local(checkpoint).files]
+    assert not [file.path for file in fetch_local(checkpoint).files if file.path.endswith(".py")]
+
+
 def test_a_manifest_reads_back_as_it_was_written(checkpoint: Path) -> None:
     manifest = fetch_local(checkpoint)
     assert Manifest.from_json(manifest.to_json()) == manifest
