@@ -6,11 +6,13 @@ from pathlib import Path
 from steps.checkpoint.checks import require_end
 from steps.checkpoint.onnx_export import build_onnx
 from steps.checkpoint.policy import end_tokens, only_needed
+from steps.checkpoint.snapshot import present
 from steps.checkpoint.tokenizer_check import load_tokenizer, read_settings, require_template
 from steps.config.command_line import compose_config
 from steps.records.onnx_recipes import Recipe
 from steps.wrappers.onnx.tokenizer import ChatTokenizer
 from tests.checkpoint.test_checks import change
+from tests.conftest import do_step
 from tests.families import FAMILIES, save_checkpoint
 
 ASKED = [{"role": "user", "content": "hello world"}]
@@ -50,3 +52,18 @@ def test_both_wrappers_render_the_tokens_of_the_map_of_special_tokens(tmp_path: 
     with only_needed(folder) as own:
         meant = load_tokenizer(own).apply_chat_template(ASKED, tokenize=False)
     assert ChatTokenizer(tmp_path / "onnx").render(ASKED) == meant
+
+
+def test_a_template_for_tools_of_its_own_comes_with_the_onnx_model_and_with_the_artifacts(
+    store: str, tmp_path: Path
+) -> None:
+    folder = save_checkpoint(FAMILIES["llama"], tmp_path / "checkpoint")
+    extra = Path("additional_chat_templates") / "tool_use.jinja"
+    (folder / extra).parent.mkdir()
+    (folder / extra).write_text("{{ tools }}")
+    config = compose_config(["onnx=fp32_cpu", "model=local", f"model.path={folder}"])
+    with present(do_step("fetch_model", config)) as snapshot:
+        assert snapshot != folder
+        cpu = config.build_onnx_wrapper.execution_provider
+        build_onnx(snapshot, tmp_path / "onnx", Recipe("fp32", "fp32"), cpu, tmp_path / "log")
+    assert (tmp_path / "onnx" / extra).read_text() == "{{ tools }}"
