@@ -25,7 +25,8 @@ from typing import Any
 
 from benchmarks.report import machine
 from steps.checkpoint.onnx_export import builder_command, mended
-from steps.config.schema import ROOT, ExecutionProvider
+from steps.config.onnx import ExecutionProvider
+from steps.config.schema import ROOT
 from steps.records.errors import first_line, in_one_line
 from steps.records.onnx_recipes import Recipe
 

@@ -40,7 +40,8 @@ from benchmarks.report import machine
 from steps.build_onnx_wrapper import log_wrapper
 from steps.checkpoint.onnx_export import build_onnx
 from steps.config.command_line import compose_config
-from steps.config.schema import ROOT, ExecutionProvider
+from steps.config.onnx import ExecutionProvider
+from steps.config.schema import ROOT
 from steps.records.onnx_recipes import Recipe
 from steps.wrappers.onnx.cpus import usable_cpus
 from tests.servers import free_port, process, wait_for

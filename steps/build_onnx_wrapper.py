@@ -22,7 +22,8 @@ from steps.checkpoint.manifest import MANIFEST
 from steps.checkpoint.onnx_export import build_onnx, recipe_of, require_runnable
 from steps.checkpoint.policy import end_tokens
 from steps.checkpoint.snapshot import present
-from steps.config.schema import BuildOnnxWrapper, Config, ExecutionProvider, Interface
+from steps.config.onnx import BuildOnnxWrapper, ExecutionProvider, Interface
+from steps.config.schema import Config
 from steps.extras.calibration import calibrate
 from steps.logged_models.logged_model import logged_folder, record_model, without_bytecode
 from steps.logged_models.requirements import locked

@@ -14,7 +14,8 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from steps.config.schema import STEPS, Config, Interface
+from steps.config.onnx import Interface
+from steps.config.schema import STEPS, Config
 from steps.config.values import to_yaml
 from steps.flow.fingerprint import Fingerprint, fingerprint
 from steps.flow.launch import launch

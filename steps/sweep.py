@@ -20,7 +20,7 @@ from mlflow.entities import Run
 
 from steps.config.command_line import translate
 from steps.config.entry_points import Sweep as Options
-from steps.config.schema import ExecutionProvider
+from steps.config.onnx import ExecutionProvider
 from steps.extras.ray_cluster import Cluster, require_shared_artifacts
 from steps.flow.entry import reporting, run_through_hydra
 from steps.flow.launch import launch

@@ -19,7 +19,7 @@ from steps.build_onnx_wrapper import fetch_prebuilt
 from steps.checkpoint.checks import known_architectures
 from steps.checkpoint.onnx_export import SLIDING_WINDOW, layer_types, mended, norm_epsilon, one_limit
 from steps.config.command_line import compose_config
-from steps.config.schema import BuildOnnxWrapper
+from steps.config.onnx import BuildOnnxWrapper
 from steps.logged_models.logged_model import logged_folder
 from steps.logged_models.process import candidate
 from steps.records.errors import StepError

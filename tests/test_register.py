@@ -177,7 +177,7 @@ def test_a_champion_whose_files_are_damaged_does_not_come_back(store: str, pipel
 @pytest.mark.slow
 def test_a_rollback_goes_with_nothing_that_registers(store: str) -> None:
     for more in ("evaluate_run_id=abc", "register.promote=true"):
-        with pytest.raises(ConfigError, match="neither evaluate_run_id nor register"):
+        with pytest.raises(ConfigError, match=r"cannot be combined with evaluate_run_id or register\.promote: leave"):
             config(None, "register.rollback=true", more)
     done = run("python", "-m", "steps.main", "register.rollback=true")
     assert done.returncode == 2

@@ -12,7 +12,8 @@ from typing import Any
 from steps.checkpoint import builder
 from steps.checkpoint.policy import generation_config, link_files, replace_json
 from steps.checkpoint.shared_embedding import share_embedding
-from steps.config.schema import ROOT, BuildOnnxWrapper, ExecutionProvider
+from steps.config.onnx import BuildOnnxWrapper, ExecutionProvider
+from steps.config.schema import ROOT
 from steps.records.errors import StepError
 from steps.records.onnx_recipes import Recipe, builder_arguments, unusable
 

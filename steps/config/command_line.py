@@ -40,7 +40,8 @@ def translate(arguments: list[str], *, sweep: bool = False) -> tuple[list[str], 
     """Return (overrides for Hydra, flags of Hydra's own) for a command line.
 
     MLflow turns `-P key=value` into `--key value`. `--overrides "a=1 b='x y'"` holds several keys, quoted as in a
-    shell, but no shell ever sees them. With *sweep*, commas separate values to try. Raises ConfigError for others.
+    shell, but no shell ever sees them. With *sweep*, commas separate values to try. Raises ConfigError for a line that
+    cannot be read or that holds a secret.
     """
     refuse_tokens(arguments)  # first, because the errors below repeat the argument
     overrides: list[str] = []

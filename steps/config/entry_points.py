@@ -24,10 +24,10 @@ class Serve:
     """`model`: the URI of a model, such as models:/name@champion, which is followed when the alias moves.
 
     `host`, `port`: where to listen; a host other than this machine's loopback needs `api_key_env`, the name of the
-    environment variable that holds the key. `cors_origins`: sites whose pages may ask. `max_body_bytes`: of a request.
-    `max_waiting`: how many answers may be unfinished. `timeout`: seconds for an answer. `grace`: seconds for answers
-    that have begun when the server is told to end. `follow_seconds`: between two looks at the alias. `trace_share`: of
-    the requests, those that MLflow gets a trace of; `trace_text`: with their texts.
+    environment variable that holds the key. `cors_origins`: sites whose pages may ask. `max_body_bytes`: the largest
+    body. `max_waiting`: how many answers may be unfinished. `timeout`: seconds for an answer. `grace`: seconds for
+    answers that have begun when the server is told to end. `follow_seconds`: seconds between two looks at the alias.
+    `trace_share`: share of requests that are traced. `trace_text`: whether traces hold the texts.
     """
 
     model: str
@@ -48,9 +48,10 @@ class Serve:
 class Monitor:
     """`model`: the version to watch, models:/<name>@<alias> or models:/<name>/<version>.
 
-    Its newest `limit` requests of the last `window_hours` are judged; null: however old. `reask`: how many live prompts
-    are asked again, of the reference too. `rollback`: make the previous champion champion again if a gate fails by the
-    fault of the version. `gates`: by name, the fields of a `steps.evaluation.gates.Gate`.
+    Its newest `limit` requests of the last `window_hours` are judged; null: however old. `reask`: number of live
+    prompts to ask again, of this version and of the reference; the newest whose texts were kept. `rollback`: make the
+    previous champion champion again if a gate fails by the fault of the version. `gates`: by name, the fields of a
+    `steps.evaluation.gates.Gate`.
     """
 
     model: str
@@ -63,7 +64,10 @@ class Monitor:
 
 @dataclass
 class Export:
-    """`model`: the URI of a registered ONNX version. `path`: the folder to make; `archive`: and `<path>.tar.zst`."""
+    """`model`: the URI of a registered ONNX version.
+
+    `path`: the folder to make. `archive`: whether to make `<path>.tar.zst` too.
+    """
 
     model: str
     path: str | None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.config.entry_points import Export, Monitor, Serve, Sweep
+from steps.config.onnx import BuildOnnxWrapper
 
 ROOT = Path(__file__).resolve().parents[2]
 """The project's folder: MLflow's clone, or the user's own."""
@@ -84,29 +85,6 @@ class Source(Enum):
     hub = "hub"
 
 
-class Interface(Enum):
-    """The ONNX wrapper's interface: Chat Completions, or a prompt string in and a string out."""
-
-    chat = "chat"
-    prompt = "prompt"
-
-
-class Precision(Enum):
-    """The precisions that onnxruntime-genai's builder supports."""
-
-    int4 = "int4"
-    int8 = "int8"
-    fp16 = "fp16"
-    fp32 = "fp32"
-
-
-class ExecutionProvider(Enum):
-    """Where the ONNX model is to run."""
-
-    cpu = "cpu"
-    cuda = "cuda"
-
-
 @dataclass
 class Model:
     """The model to fetch: a folder (`path`), or a repository of the hub at a commit (`repo_id`, `revision`)."""
@@ -137,73 +115,12 @@ class BuildPipelineWrapper:
     dtype: str
 
 
-RECIPE_KEYS = ("precision", "algorithm", "symmetric", "shared_embedding", "block_size", "accuracy_level")
-"""Those of `BuildOnnxWrapper` that say what the weights become."""
-
-
-@dataclass
-class Ladder:
-    """`recipes`: names of `onnx_recipes.LADDER`, tried in this order until one keeps the fidelity gates of `gates`.
-
-    What fidelity is measured on: the first `questions` of `task` with their references as answers (`scorer` and `limit`
-    as evaluate has them), and the file `text`; at most `context` tokens at a time. `seed`: of the intervals.
-    """
-
-    recipes: list[str]
-    gates: dict[str, Any]
-    task: str
-    scorer: str | None
-    limit: int | None
-    questions: int | None
-    text: str | None
-    context: int
-    seed: int
-
-
-@dataclass
-class Calibration:
-    """Texts by which int4 weights are rounded: *samples* of *tokens* tokens, each layer in *iterations* steps.
-
-    `file`: a text, or a task (.jsonl) of which the chats are taken; null: texts that the model itself says.
-    """
-
-    file: str | None
-    samples: int
-    tokens: int
-    iterations: int
-
-
-@dataclass
-class BuildOnnxWrapper:
-    """What onnxruntime-genai's builder is asked for, and how the wrapper answers.
-
-    `precision` to `accuracy_level` are the fields of an `onnx_recipes.Recipe`. With a `ladder` its recipes say them;
-    a block size or accuracy level that is given all the same holds for each. `repo_id`, `revision`, `folder` name a
-    ready ONNX folder in a repository; then nothing is built. With a `calibration` the linear layers are rounded by it;
-    `algorithm` then concerns the head.
-    """
-
-    interface: Interface
-    execution_provider: ExecutionProvider
-    precision: Precision | None
-    algorithm: str | None
-    symmetric: bool | None
-    shared_embedding: bool | None
-    block_size: int | None
-    accuracy_level: int | None
-    ladder: Ladder | None
-    calibration: Calibration | None
-    max_tokens: int
-    repo_id: str | None
-    revision: str | None
-    folder: str | None
-
-
 @dataclass
 class Fidelity:
-    """`questions`: on the answers of how many of the task's questions probabilities are compared, the first ones.
+    """`questions`: how many of the task's questions are used, from the first; null: all.
 
-    `text`: a text file on which they are compared in addition; `context`: tokens at a time.
+    Probabilities are compared on their answers. `text`: a text file on which they are compared in addition; `context`:
+    tokens at a time.
     """
 
     questions: int | None
@@ -264,12 +181,13 @@ class Evaluate:
 
 @dataclass
 class Register:
-    """`name`: of the registered model. `promote`: make the build champion if it is at least as good as the champion.
+    """`name`: the registered model's name.
 
-    `promote_margin`: how much lower its share of right answers may be, with 95 % confidence. `rollback`: register
-    nothing; make the previous champion champion again, for `reason`. `bom`: log a bill of materials. `sign_key`: the
-    file of a private key to sign with. `verify_key`: the file of a public key; register nothing, and verify the
-    signature of `version`, by default of the champion.
+    `promote`: make the build champion if it is at least as good as the champion. `promote_margin`: how much lower its
+    share of right answers may be, with 95 % confidence. `rollback`: register nothing; make the previous champion
+    champion again, for `reason`. `bom`: log a bill of materials. `sign_key`: the file of a private key to sign with.
+    `verify_key`: the file of a public key; register nothing, and verify the signature of `version`, by default of the
+    champion.
     """
 
     name: str

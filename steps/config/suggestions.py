@@ -9,6 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
+from steps.records.errors import first_line
+
 
 def advise(error: Exception, overrides: list[str], defaults: DictConfig, conf: Path) -> str:
     """Return one line that explains *error*, which was raised while *overrides* were composed over *defaults*."""
@@ -30,7 +32,7 @@ def advise(error: Exception, overrides: list[str], defaults: DictConfig, conf: P
         if not parsed.is_add() and key not in keys:
             return f'unknown key {key}={value}{nearest(key, keys)}; a new key needs -P overrides="+{key}=..."'
     if isinstance(error, MissingConfigException):
-        return _first_line(error)
+        return first_line(error).rstrip(".")
     return _explain_value(error, overrides)
 
 
@@ -40,16 +42,12 @@ def _explain_value(error: Exception, overrides: list[str]) -> str:
     stated = re.search(r"full_key: (\S+)", str(cause))
     key = getattr(cause, "full_key", None) or (stated.group(1) if stated else "")
     given = next((override for override in reversed(overrides) if override.partition("=")[0].lstrip("+~") == key), key)
-    fact = _first_line(cause)
+    fact = first_line(cause).rstrip(".")
     return f"{given} cannot be used: {fact}" if given else fact
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
-
-
 def nearest(word: str, known: Sequence[str]) -> str:
-    """Return the question whether *word* was meant to be the one of *known* that is most like it, or nothing."""
+    """Return "; did you mean X?" for the entry of *known* nearest to *word*, or "" if none is near."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
     return f"; did you mean {close[0]}?" if close else ""
 

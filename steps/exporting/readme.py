@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from steps.config.schema import RECIPE_KEYS
+from steps.config.onnx import RECIPE_KEYS
 from steps.records.tags import CALIBRATED, RECIPE
 from steps.records.templates import render
 

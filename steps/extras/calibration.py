@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from steps.checkpoint.policy import link_files, replace_json
-from steps.config.schema import ROOT, BuildOnnxWrapper, project_path
+from steps.config.onnx import BuildOnnxWrapper
+from steps.config.schema import ROOT, project_path
 from steps.records.errors import StepError
 from steps.records.files import hash_file
 

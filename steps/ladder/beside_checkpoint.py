@@ -13,7 +13,8 @@ import numpy as np
 
 from steps.checkpoint.policy import only_needed
 from steps.checkpoint.tokenizer_check import load_tokenizer
-from steps.config.schema import Ladder, project_path
+from steps.config.onnx import Ladder
+from steps.config.schema import project_path
 from steps.evaluation.fidelity import Logits, Text, TokenFidelity, compare, joined, measured_rows
 from steps.evaluation.tasks import read_examples
 from steps.logged_models.dtype import dtype_name

@@ -14,7 +14,8 @@ import mlflow
 from mlflow.entities import Run
 
 from steps.checkpoint.onnx_export import build_onnx
-from steps.config.schema import BUILD, BuildOnnxWrapper, Ladder
+from steps.config.onnx import BuildOnnxWrapper, Ladder
+from steps.config.schema import BUILD
 from steps.evaluation.fidelity import fidelity_metrics
 from steps.evaluation.gates import FAILED, PASSED, judge, overall, read_gates
 from steps.ladder.beside_checkpoint import (

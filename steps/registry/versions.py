@@ -12,7 +12,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from steps.checkpoint.manifest import MANIFEST, Manifest
-from steps.config.schema import BUILD, RECIPE_KEYS
+from steps.config.onnx import RECIPE_KEYS
+from steps.config.schema import BUILD
 from steps.evaluation.gates import PASSED
 from steps.logged_models.logged_model import checked_model
 from steps.records.artifacts import GATES, missing_artifact

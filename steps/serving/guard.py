@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from steps.config.validation import is_loopback
+from steps.config.entry_points_validation import is_loopback
 from steps.serving.errors import ApiError, unavailable
 
 OPEN = ("/", "/health", "/ready")

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.random_phi3 import Size, make_checkpoint
 from steps.checkpoint.onnx_export import builder_command
-from steps.config.schema import ExecutionProvider
+from steps.config.onnx import ExecutionProvider
 from steps.records.onnx_recipes import Recipe
 from tests.conftest import TINY
 

@@ -8,7 +8,8 @@ from typing import Any, get_type_hints
 import pytest
 
 from steps.config.command_line import compose_config, translate
-from steps.config.schema import Calibration, Config
+from steps.config.onnx import Calibration
+from steps.config.schema import Config
 from steps.config.validation import check
 from steps.records.errors import ConfigError
 from tests.conftest import run

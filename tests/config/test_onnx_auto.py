@@ -87,7 +87,7 @@ def test_a_changed_question_file_changes_an_auto_build(tmp_path: Path) -> None:
         ),
         (
             [f"~evaluate.gates.{name}" for name in ("onnx_perplexity", "onnx_divergence", "onnx_top_token")],
-            "evaluate.gates=without fidelity cannot be used: expected a limit of onnx.fidelity.*",
+            "evaluate.gates has no limit on onnx.fidelity.*, by which onnx=auto chooses: add one, or name a recipe",
         ),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from steps.checkpoint.onnx_export import build_onnx
-from steps.config.schema import ExecutionProvider
+from steps.config.onnx import ExecutionProvider
 from steps.exporting.folder import EXAMPLE
 from steps.exporting.rehearsal import Recorded, conversations_with, readable, rehearse_example
 from steps.records.errors import StepError

@@ -68,7 +68,9 @@ def test_texts_by_which_evaluate_judges_are_refused() -> None:
 
 @EXTRA
 def test_only_int4_weights_are_calibrated() -> None:
-    with pytest.raises(ConfigError, match=r"build_onnx_wrapper.calibration=given cannot be used: expected null"):
+    with pytest.raises(
+        ConfigError, match=r"calibration is only for int4 weights that are built here: choose onnx=int4_calibrated"
+    ):
         compose_config(["onnx=int4_calibrated", "build_onnx_wrapper.precision=int8"])
 
 

@@ -21,7 +21,7 @@ from steps.build_pipeline_wrapper import log_pipeline
 from steps.checkpoint import onnx_export
 from steps.checkpoint.onnx_export import build_onnx
 from steps.config.command_line import compose_config
-from steps.config.schema import ExecutionProvider
+from steps.config.onnx import ExecutionProvider
 from steps.logged_models.language_model import OnnxModel, TorchModel
 from steps.records.onnx_recipes import Recipe
 from steps.wrappers.onnx.detokenizer import Detokenizer

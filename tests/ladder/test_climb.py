@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from steps.config.command_line import compose_config
-from steps.config.schema import ROOT, BuildOnnxWrapper
+from steps.config.onnx import BuildOnnxWrapper
+from steps.config.schema import ROOT
 from steps.ladder.climb import climb, recipes_of
 from steps.records.errors import StepError
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from steps.checkpoint.onnx_export import build_onnx
-from steps.config.schema import ExecutionProvider
+from steps.config.onnx import ExecutionProvider
 from steps.records.onnx_recipes import Recipe
 from steps.wrappers.onnx.engine.og_model import OgModel
 from steps.wrappers.onnx.engine.runner import measured_cost
