@@ -157,9 +157,8 @@ def require_plain_layers(folder: Path) -> None:
         "num_local_experts": not config.get("num_local_experts"),
     }
     if wrong := next((key for key, right in built.items() if not right), None):
-        fact = (
-            f"config.json in {folder} has {wrong}={config.get(wrong)!r}, and the builder makes rotary attention alone"
-        )
+        found = f"config.json in {folder} has {wrong}={config.get(wrong)!r}"
+        fact = f"{found}, and the builder makes only attention layers with rotary positions"
         msg = f"{fact[:400]}: {ELSE}"
         raise StepError(msg)
 

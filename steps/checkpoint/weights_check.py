@@ -87,9 +87,8 @@ def _compare(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     if missing:
         strange = next((name for name in tensors if name not in wanted), None)
         instead = f", and holds {strange}" if strange else ""
-        fact = (
-            f"{folder} lacks {missing[0]} and {len(missing) - 1} more of the {len(wanted)} weights that {asks}{instead}"
-        )
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        fact = f"{folder} lacks {missing[0]}{more}, of the {len(wanted)} weights that {asks}{instead}"
         msg = f"{fact[0:360]}: save the unwrapped, whole model with save_pretrained"
         raise StepError(msg)
     for name, shape in wanted.items():

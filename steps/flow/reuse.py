@@ -77,7 +77,10 @@ def _what_changed(facts: Fingerprint) -> str:
             continue
         changes = differences(old, facts)
         more = [f"and {len(changes) - MOST_REASONS} more"] if len(changes) > MOST_REASONS else []
-        return ", ".join(changes[:MOST_REASONS] + more) or f"run {run.info.run_id} is not to be reused"
+        return (
+            ", ".join(changes[:MOST_REASONS] + more)
+            or f"run {run.info.run_id} has the same facts, but is no longer marked as reusable"
+        )
     return "no earlier run"
 
 

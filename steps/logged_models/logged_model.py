@@ -22,14 +22,9 @@ from mlflow.models import Model
 from steps.records.artifacts import as_folder, list_files
 from steps.records.errors import StepError
 from steps.records.files import File, describe, digest, files_below
-from steps.records.tags import FINGERPRINT, outputs
+from steps.records.tags import CONTENT, FINGERPRINT, STEP, outputs
 
 MODEL_MANIFEST = "model_manifest.json"
-CONTENT = "model.sha256"
-"""The tag, on a build step's run and on a registered version, with the digest of the model's content."""
-
-REGISTERED_AS = "registered."
-"""The prefix of tags on a run of register: one for each version, with the digest of the model's content."""
 
 RENEWED = ("MLmodel", "registered_model_meta")
 """Files that differ each time the same model is logged or registered, because they hold ids and times."""
@@ -100,7 +95,7 @@ def model_damage(run: Run) -> str | None:
 
 def _stated_model(run: Run) -> tuple[LoggedModel, list[File]]:
     """Return the model that *run* logged, and its files as it logged them. Raises StepError when it is not READY."""
-    uri, step = outputs(run).get("model_uri"), run.data.tags.get("step")
+    uri, step = outputs(run).get("model_uri"), run.data.tags.get(STEP)
     if uri is None:
         msg = f"run {run.info.run_id} handed over no model: run {step} again"
         raise StepError(msg)

@@ -86,7 +86,8 @@ def _require_seen_by_server(run: Run, folder: Path) -> None:
         fact = (
             f"{folder} is written here, and the tracking server {store} does not find it there ({answer.status_code})"
         )
-        msg = f"{fact}: nobody else would. Start the server with --serve-artifacts, or mount the same folder on both"
+        remedy = "start the server with --serve-artifacts, or mount the same folder on both"
+        msg = f"{fact}, so others could not read it: {remedy}"
         raise StepError(msg)
 
 

@@ -15,7 +15,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE, ErrorCode
 from sqlalchemy.exc import OperationalError
 from urllib3.util import Retry
 
-from steps.records.errors import StepError
+from steps.records.errors import StepError, first_line
 from steps.safety.processes import closing
 from steps.safety.secrets import without_credentials, without_secrets
 
@@ -61,7 +61,7 @@ def explanation(error: BaseException) -> str | None:
     """
     causes = list(_causes(error))
     if full := next((found for cause in causes if (found := FULL.search(str(cause)))), None):
-        line = _one_line(error)
+        line = first_line(error)
         fact = line if full.group() in line else f"{line}: {full.group()}"
         return f"{fact}: free some space, and give the same command again"
     store = without_credentials(mlflow.get_tracking_uri())
@@ -69,11 +69,11 @@ def explanation(error: BaseException) -> str | None:
         (cause for cause in causes if isinstance(cause, MlflowException) and cause.error_code in DENIED), None
     )
     if denied is not None:
-        answer = without_secrets(_one_line(denied))[:200]
+        answer = without_secrets(first_line(denied))[:200]
         return f"the tracking server {store} does not let this user do that ({answer}): give credentials that may write"
     refused = next((cause for cause in causes if isinstance(cause, requests.HTTPError)), None)
     if refused is not None:
-        answer = without_credentials(_one_line(refused))
+        answer = without_credentials(first_line(refused))
         return f"the tracking server {store} refuses: {answer}: fix that, and give the same command again"
     if any(isinstance(cause, requests.RequestException) for cause in causes):
         closing()
@@ -82,9 +82,8 @@ def explanation(error: BaseException) -> str | None:
             return f"{fact}: its log says why, often a full disk or a lost database; then give the same command again"
         return f"the tracking server {store} does not answer: start it, and give the same command again"
     if any(_unavailable(cause) for cause in causes):
-        return (
-            f"the tracking store {store} cannot be used ({_one_line(error)}): fix that, and give the same command again"
-        )
+        fact = f"the tracking store {store} cannot be used ({first_line(error)})"
+        return f"{fact}: fix that, and give the same command again"
     return None
 
 
@@ -118,7 +117,3 @@ def _unavailable(error: BaseException) -> bool:
     if isinstance(error, OperationalError):  # while a store is opened, MLflow passes it on as it is
         return True
     return isinstance(error, MlflowException) and error.error_code == ErrorCode.Name(TEMPORARILY_UNAVAILABLE)
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -20,10 +20,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from sqlalchemy.exc import OperationalError
 
+from steps.records.tags import PROCESS
 from steps.safety.search import runs_in_store
-
-PROCESS = "process"
-"""The tag that names the process that works on a run, in three words: machine, process id, start time."""
 
 PAUSE_SECONDS = 0.5
 """Between two checks of a launcher, and between two signals."""

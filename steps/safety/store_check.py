@@ -77,9 +77,10 @@ def _require_entry(answer: requests.Response) -> None:
     """Raise StepError if the server lets this user, this host name or this address not in."""
     store, status, text = _shown(), answer.status_code, _text(answer)
     if status == 401:
-        who = "without" if answer.request.headers.get("Authorization") is None else "with these"
+        given = answer.request.headers.get("Authorization") is not None
+        fact = "refuses these credentials" if given else "asks for credentials"
         remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        msg = f"the tracking server {store} lets nobody in {who} credentials (401): {remedy}"
+        msg = f"the tracking server {store} {fact} (401): {remedy}"
         raise StepError(msg)
     if status == 403 and "host header" in text.lower():
         host = mlflow.get_tracking_uri().partition("://")[2].rpartition("@")[2].partition("/")[0]
@@ -106,7 +107,7 @@ def _require_api(answer: requests.Response, what: str) -> None:
             msg = f"{_shown()} is no MLflow server, but answers with a page: check the address and its path"
             raise StepError(msg)
         return
-    fact = f"the tracking server {_shown()} knows no {what} ({answer.status_code})"
+    fact = f"the tracking server {_shown()} does not know {what} ({answer.status_code})"
     msg = f"{fact}: use a server of MLflow {NEEDED} or later; if it is one, check the address and its path"
     raise StepError(msg)
 
@@ -114,7 +115,7 @@ def _require_api(answer: requests.Response, what: str) -> None:
 def _version() -> str:
     """Return what the server says of its version, for a message; empty if it says none."""
     text = _text(_ask("GET", "/version"))
-    return f", for it is MLflow {text}" if re.fullmatch(r"\d+\.\d+[\w.]*", text) else ""
+    return f" (it is MLflow {text})" if re.fullmatch(r"\d+\.\d+[\w.]*", text) else ""
 
 
 def _require_clock(answer: requests.Response) -> None:

@@ -51,11 +51,13 @@ def _reason(result: StepResult, steps: dict[str, Run]) -> str:
     """Return why the chain of *result* did not finish: the error of the step that ended it, otherwise of the chain."""
     for step, run in steps.items():
         if run.info.status != "FINISHED":
-            return (
-                f"{step}: {run.data.tags.get(ERROR, f'ended {run.info.status} without a word: see the output above')}"
-            )
+            return f"{step}: {run.data.tags.get(ERROR) or _silent(run.info.status)}"
     said = MlflowClient().get_run(result.run_id).data.tags.get(ERROR)
-    return said or f"ended {result.status} without a word: see the output above"
+    return said or _silent(result.status)
+
+
+def _silent(status: str) -> str:
+    return f"ended {status} without an error message: see the output above"
 
 
 def best_of(table: pd.DataFrame, objective: str, direction: str) -> int | None:

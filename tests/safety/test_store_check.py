@@ -84,7 +84,7 @@ def test_a_server_of_today_can_be_used_alone_and_behind_a_path(server: str, monk
     with reverse_proxy(server, "/tracking") as proxy:
         assert ask(proxy, monkeypatch) == ""
         without = ask(proxy.removesuffix("/tracking"), monkeypatch)
-    assert "knows no logged models (404): use a server of MLflow 3.0 or later" in without
+    assert "does not know logged models (404): use a server of MLflow 3.0 or later" in without
     assert without.endswith("check the address and its path")
 
 
@@ -115,7 +115,8 @@ def test_a_page_that_is_no_server_of_mlflow_is_said(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("who", ["", f"admin:wrong{PASSWORD}@"], ids=["without credentials", "with wrong ones"])
 def test_a_server_behind_basic_auth_says_what_to_set(guarded: str, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
     line = ask(guarded.replace("://", f"://{who}"), monkeypatch)
-    assert "credentials (401): set MLFLOW_TRACKING_USERNAME" in line
+    fact = "refuses these credentials" if who else "asks for credentials"
+    assert f"{fact} (401): set MLFLOW_TRACKING_USERNAME" in line
     assert PASSWORD not in line
 
 
@@ -143,7 +144,7 @@ def test_a_server_of_mlflow_2_is_refused_before_any_work(mlflow_2: Path, tmp_pat
         wait_for(f"http://127.0.0.1:{port}/health", old)
         done = run("python", "-m", "steps.main", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
     assert done.returncode == 1
-    assert "knows no logged models, for it is MLflow 2.22.5 (404): use a server of MLflow 3.0" in done.stderr
+    assert "does not know logged models (it is MLflow 2.22.5) (404): use a server of MLflow 3.0" in done.stderr
     assert "Traceback" not in done.stderr
 
 
