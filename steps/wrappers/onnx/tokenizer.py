@@ -153,7 +153,7 @@ class ChatTokenizer:
     def _left_out(messages: Sequence[Message], render: Callable[[list[Message]], str], prompt: str) -> int | None:
         """Return the position of the first message of the system or of a tool that is not in *prompt*, if there is one.
 
-        A template without a role either raises or ignores it. Compared is with another text, not with no message:
+        A template without a role either raises or ignores it. The comparison is with another text, not with no message:
         without one, some templates write a system message of their own, which may be the very same.
         """
         asked = [index for index, message in enumerate(messages) if message["role"] in ("system", "tool")]
