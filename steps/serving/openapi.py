@@ -97,6 +97,7 @@ TAKEN_FIELDS: dict[str, Schema] = {
     "stream": BOOLEAN,
     "top_logprobs": {**INTEGER, "minimum": 0, "maximum": MOST_LOGPROBS},
     "chat_template_kwargs": {"type": "object"},
+    "ignore_eos": BOOLEAN,
 }
 """The values of the fields that are taken. How long a prompt may be, and with it max_tokens, depends on the model."""
 

@@ -109,6 +109,7 @@ class TorchEngine:
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=request.max_tokens,
+            min_new_tokens=request.max_tokens if request.ignore_eos else None,
             do_sample=request.temperature > 0,
             stopping_criteria=[push],
             # It comes before temperature, top_k and top_p, so it sees the model's own logits.

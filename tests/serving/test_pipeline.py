@@ -44,6 +44,12 @@ def test_it_answers_streams_and_repeats_a_seed(server: Server) -> None:
     assert len(set(one)) > 1
 
 
+def test_an_answer_that_ignores_end_tokens_has_as_many_tokens_as_were_asked_for(server: Server) -> None:
+    options = {"model": "torch", "messages": QUESTION, "max_tokens": 32, "extra_body": {"ignore_eos": True}}
+    answer = server.client().chat.completions.create(**options)
+    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 32)
+
+
 def test_it_states_the_log_probabilities_that_the_checkpoint_has_whatever_the_temperature(server: Server) -> None:
     options = {"model": "torch", "messages": QUESTION, "logprobs": True, "top_logprobs": 1, "max_tokens": 3}
     greedy, sampled = (

@@ -53,6 +53,20 @@ def test_an_answer_is_a_chat_completion(chat: Any, checkpoint: Path) -> None:
     }
 
 
+def test_an_answer_that_ignores_end_tokens_has_as_many_tokens_as_were_asked_for(chat: Any) -> None:
+    rows = [ask(f"word {n}", max_tokens=100) for n in range(30)]
+    ended = [
+        row
+        for row, answer in zip(rows, chat.predict(rows), strict=True)
+        if answer["choices"][0]["finish_reason"] == "stop"
+    ]
+    assert ended
+    for options in ({}, {"temperature": 1.0, "seed": 1}, {"logprobs": True}):
+        for answer in chat.predict([{**row, "ignore_eos": True, **options} for row in ended]):
+            assert answer["choices"][0]["finish_reason"] == "length"
+            assert answer["usage"]["completion_tokens"] == 100
+
+
 def test_an_end_token_ends_the_answer_and_is_not_shown(chat: Any) -> None:
     # Random weights end now and then; find a prompt for which they do.
     answers = chat.predict([ask(f"word {n}", max_tokens=100) for n in range(30)])

@@ -35,6 +35,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (ask("x", temperature=True), "temperature=True is not a number"),
     (ask("x", top_p=1.1), "top_p=1.1 is outside 0 to 1"),
     (ask("x", top_k=-1), "top_k=-1 is outside 0 to"),
+    (ask("x", ignore_eos="yes"), "ignore_eos='yes' is neither true nor false"),
+    (ask("x", ignore_eos=True, response_format={"type": "json_object"}), "cannot be combined with a JSON schema"),
     (ask("x", n=0), "n=0 is outside 1 to 128"),
     (ask("x", n=1.5), "n=1.5 is not an integer"),
     (ask("x", seed=2**64), "seed=18446744073709551616 is outside"),

@@ -43,6 +43,7 @@ CHAT_FIELDS: dict[str, str | tuple[object, ...]] = {
     "top_logprobs": TAKEN,
     "max_completion_tokens": TAKEN,  # OpenAI's newer name of max_tokens
     "chat_template_kwargs": TAKEN,  # as vLLM has it
+    "ignore_eos": TAKEN,  # as vLLM has it; load generators ask for answers of a certain length
     "model": ANY,
     "user": ANY,
     "metadata": ANY,
@@ -68,12 +69,13 @@ CHAT_FIELDS: dict[str, str | tuple[object, ...]] = {
 }
 """Every field of Chat Completions: taken, accepted and ignored with any value or with these, or refused.
 
-Any field may be null. The list is that of the openai package 3.57 (CompletionCreateParams), with two fields of vLLM.
+Any field may be null. The list is that of the openai package 3.57 (CompletionCreateParams), with three fields of vLLM.
 """
 
 COMPLETION_FIELDS: dict[str, str | tuple[object, ...]] = {
     "prompt": TAKEN,
     **dict.fromkeys(("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "n", "stream", "logprobs"), TAKEN),
+    "ignore_eos": TAKEN,
     "model": ANY,
     "user": ANY,
     "stream_options": ANY,
@@ -109,6 +111,7 @@ class Request:
     logprobs: int | None = None  # alternatives to state beside each token's log probability; None: state neither
     schema_field: str = "response_format.json_schema.schema"  # that json_schema is from
     tools: "ToolUse | None" = None
+    ignore_eos: bool = False  # no end token is chosen: the answer has max_tokens tokens, or ends at a stop string
 
 
 def refuse(message: str) -> NoReturn:
@@ -190,6 +193,7 @@ def read_request(
         logprobs=read_logprobs(row),
         schema_field="tools" if forced else Request.schema_field,
         tools=tools,
+        ignore_eos=read_ignore_eos(row, forced=forced is not None),
     )
 
 
@@ -245,6 +249,16 @@ def read_logprobs(row: Fields) -> int | None:
     if alternatives and not asked:
         refuse(f"top_logprobs={alternatives} needs logprobs=true")
     return alternatives if asked else None
+
+
+def read_ignore_eos(row: Fields, *, forced: bool) -> bool:
+    """Return whether *row* asks for an answer without an end. That to a JSON schema, or a *forced* call, has one."""
+    value = row.get("ignore_eos")
+    if value is not None and not isinstance(value, bool):
+        refuse(f"ignore_eos={brief(value)} is neither true nor false")
+    if value and (forced or read_json_schema(row)):
+        refuse("ignore_eos=True cannot be combined with a JSON schema, whose answer has an end")
+    return bool(value)
 
 
 def read_json_schema(row: Fields) -> str | None:

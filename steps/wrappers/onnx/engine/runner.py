@@ -83,9 +83,9 @@ class Runner:
                 return []
         running = [(at, sequence) for at, sequence in enumerate(batch.sequences) if not sequence.finished]
         logits = None
-        if any(sequence.temperature or sequence.logprobs is not None for _, sequence in running):
+        if any(each.temperature or each.ignore_eos or each.logprobs is not None for _, each in running):
             logits = np.array(batch.generator.get_logits())[:, 0]  # batch, vocabulary
-            _sample(batch, running, logits)
+            self._change(batch, running, logits)
         batch.generator.generate_next_token()
         tokens = batch.generator.get_next_tokens()
         for at, sequence in running:
@@ -93,16 +93,17 @@ class Runner:
                 sequence.stated.append(token_logprobs(logits[at], int(tokens[at]), sequence.logprobs))
         return [(sequence, int(tokens[at])) for at, sequence in running]
 
+    def _change(self, batch: Batch, running: list[tuple[int, Sequence]], logits: npt.NDArray[np.float32]) -> None:
+        """Have og choose as each *running* sequence asks, at random or no end token; *logits* stay as they are."""
+        if any(sequence.temperature or sequence.ignore_eos for _, sequence in running):
+            changed = logits.copy()
+            for at, sequence in running:
+                if sequence.ignore_eos:
+                    changed[at, list(self._model.end_ids)] = -np.inf
+                if sequence.temperature:
+                    changed[at] = sampled(changed[at], sequence)
+            batch.generator.set_logits(changed[:, None])
+
     def _append(self, batch: Batch, ids: npt.NDArray[np.int32]) -> None:
         batch.generator.append_tokens(ids)
         self.prompt_tokens += ids.size
-
-
-def _sample(batch: Batch, running: list[tuple[int, Sequence]], logits: npt.NDArray[np.float32]) -> None:
-    """Have og choose the next token of each *running* sequence that samples at random; *logits* stay as they are."""
-    if any(sequence.temperature for _, sequence in running):
-        changed = logits.copy()
-        for at, sequence in running:
-            if sequence.temperature:
-                changed[at] = sampled(logits[at], sequence)
-        batch.generator.set_logits(changed[:, None])

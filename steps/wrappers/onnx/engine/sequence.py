@@ -24,6 +24,7 @@ class Sequence:
     json_schema: str | None
     stream: bool  # send tokens while they are generated, not all at the end
     schema_field: str = ""  # the field of the request that has it
+    ignore_eos: bool = False  # choose no end token
     logprobs: int | None = None  # send each token's log probability, and those of this many alternatives
     tokens: list[int] = dataclasses.field(default_factory=list)
     stated: list[TokenLogprobs] = dataclasses.field(default_factory=list)  # log probabilities of `tokens`, if asked for
