@@ -183,7 +183,7 @@ def test_a_truncated_build_fails_because_it_answers_nothing(built: Built, refere
 
 def test_a_slow_build_fails_the_gate_of_speed_alone(built: Built, reference: Candidate, tmp_path: Path) -> None:
     folder = copy_of_the_build(built, tmp_path / "model")
-    code = folder / "artifacts" / "wrapper" / "engine" / "scheduler.py"
+    code = folder / "artifacts" / "wrapper" / "engine" / "runner.py"
     step = "        batch.generator.generate_next_token()\n"
     source = code.read_text()
     assert source.count(step) == 1
