@@ -31,7 +31,7 @@ class StepCost:
 
 
 def measured_cost(model: OgModel) -> StepCost:
-    """Measure what a step of *model* costs here, in about the time of 50 prompt tokens.
+    """Measure what a step of *model* costs here, in about the time of 130 prompt tokens.
 
     It differs with model, recipe and machine: `fixed` is between 4 and 10 for the recipes of one model on one machine.
     """
