@@ -68,7 +68,7 @@ def test_a_folder_of_the_server_s_machine_is_refused_and_a_shared_one_is_fine(
     assert ask(str(folder / "shared")) == ""
     line = ask(str(folder / "theirs"))
     assert "does not find it there" in line
-    assert "Start the server with --serve-artifacts, or mount the same folder on both" in line
+    assert "start the server with --serve-artifacts, or mount the same folder on both" in line
     assert "start the server with --serve-artifacts, or mount its folder here" in ask("/proc/artifacts")
     through = ask("mlflow-artifacts:/0")
     assert through.startswith("the server stores no artifacts for mlflow-artifacts:/0/")

@@ -62,6 +62,15 @@ def ask(url: str) -> int:
     return httpx.post(f"{url}/v1/chat/completions", json=body, headers=KEY, timeout=600).status_code
 
 
+@contextmanager
+def answering(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Yield the URL of a server that answers with *handler*."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @pytest.fixture
 def without_model() -> Iterator[tuple[str, list[str]]]:
     """Yield the URL of a server that answers 503, and the paths that it was asked for."""
@@ -76,10 +85,8 @@ def without_model() -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_arguments: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Empty) as server:
-        threading.Thread(target=server.serve_forever).start()
-        yield f"http://127.0.0.1:{server.server_port}", asked
-        server.shutdown()
+    with answering(Empty) as url:
+        yield url, asked
 
 
 def test_a_replica_without_a_model_gets_few_requests_and_none_is_lost(
@@ -91,12 +98,44 @@ def test_a_replica_without_a_model_gets_few_requests_and_none_is_lost(
     assert asked
 
 
-def test_a_stream_arrives_in_pieces_under_the_servers_key(replica: Server, tmp_path: Path) -> None:
+@pytest.fixture
+def waiting() -> Iterator[tuple[str, threading.Event]]:
+    """Yield the URL of a server that writes one piece of its answer and, once the event is set, the rest."""
+    go_on = threading.Event()
+
+    class Waiting(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            self.wfile.write(b"data: first\n\n")
+            self.wfile.write(b"data: last\n\n" if go_on.wait(60) else b"data: the first was held back\n\n")
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    with answering(Waiting) as url:
+        yield url, go_on
+
+
+def test_a_piece_of_a_stream_arrives_before_the_next_is_written(
+    waiting: tuple[str, threading.Event], tmp_path: Path
+) -> None:
+    with site(tmp_path, waiting[0], waiting[0]) as url:
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=LONG, timeout=600) as stream:
+            pieces = stream.iter_raw()
+            assert next(pieces) == b"data: first\n\n"
+            waiting[1].set()
+            assert list(pieces) == [b"data: last\n\n"]
+
+
+def test_a_stream_is_given_under_the_servers_key(replica: Server, tmp_path: Path) -> None:
     with site(tmp_path, replica.url, replica.url) as url:
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=LONG, headers=KEY, timeout=600) as stream:
             assert stream.headers["content-type"].startswith("text/event-stream")
             assert stream.headers["transfer-encoding"] == "chunked"
-            assert sum(1 for _ in stream.iter_raw()) > 1
+            assert stream.read().endswith(b"data: [DONE]\n\n")
         assert httpx.get(f"{url}/v1/models", timeout=600).status_code == 401
         assert httpx.get(f"{url}/metrics", headers=KEY, timeout=600).status_code == 404  # it would be one replica's
         assert httpx.get(f"{replica.url}/metrics", headers=KEY, timeout=600).status_code == 200
