@@ -25,8 +25,9 @@ from steps.config.command_line import translate
 from steps.evaluation.tasks import read_task
 from steps.records.errors import ConfigError, StepError
 from steps.records.files import File
+from steps.wrappers.onnx.fields import CHAT_FIELDS, check_chat_fields
 from steps.wrappers.onnx.messages import read_messages
-from steps.wrappers.onnx.request import CHAT_FIELDS, check_chat_fields, read_request
+from steps.wrappers.onnx.request import read_request
 from steps.wrappers.onnx.tools.formats import FORMATS
 from steps.wrappers.onnx.tools.request import read_tools
 from steps.wrappers.onnx.tools.template import ToolSupport

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from steps.wrappers.onnx.fields import ANY, CHAT_FIELDS, COMPLETION_FIELDS, REFUSED
 from steps.wrappers.onnx.messages import ROLES
-from steps.wrappers.onnx.request import ANY, CHAT_FIELDS, COMPLETION_FIELDS, MOST_LOGPROBS, REFUSED
+from steps.wrappers.onnx.request import MOST_LOGPROBS
 from steps.wrappers.onnx.tools.request import CHOICES
 
 Schema = dict[str, Any]

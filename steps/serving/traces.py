@@ -31,8 +31,8 @@ from steps.serving.generation import Generation
 from steps.serving.metrics import Metrics
 from steps.serving.models import Models, Target
 from steps.serving.trace_writer import Record
+from steps.wrappers.onnx.fields import CHAT_FIELDS, COMPLETION_FIELDS
 from steps.wrappers.onnx.output import RequestOutput
-from steps.wrappers.onnx.request import CHAT_FIELDS, COMPLETION_FIELDS
 
 QUEUE, BATCH = 1_000, 100
 """The most traces that wait, and that are written in one transaction."""

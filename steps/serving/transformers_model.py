@@ -8,9 +8,10 @@ from typing import Any
 from mlflow.pyfunc import PyFuncModel
 
 from steps.wrappers.onnx.engine.logprobs import token_logprobs
+from steps.wrappers.onnx.fields import refuse
 from steps.wrappers.onnx.model import OnnxChatModel
 from steps.wrappers.onnx.output import RequestOutput
-from steps.wrappers.onnx.request import Request, refuse
+from steps.wrappers.onnx.request import Request
 from steps.wrappers.onnx.tokenizer import ChatTokenizer
 
 LEAST_TEMPERATURE = 1e-4

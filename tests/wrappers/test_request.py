@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 
-from steps.wrappers.onnx.request import CHAT_FIELDS
+from steps.wrappers.onnx.fields import CHAT_FIELDS
 from tests.conftest import ROOT
 
 from .asking import ask, load, text_of

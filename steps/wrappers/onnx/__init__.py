@@ -4,7 +4,8 @@ A request passes these files in this order:
 
     model.py          what MLflow calls: rows in, answers or chunks out
     signatures.py     the signatures of interface=chat and interface=prompt
-    request.py        checks a row: which fields are taken, and what a wrong one is answered
+    fields.py         checks the fields of a row: which are taken, and how a mistake is answered
+    request.py        reads a row as a Request
     messages.py       checks the messages of a chat
     tools/            tool calls: what the template does with tools, and how calls are read from answers
     tokenizer.py      chat tokenizer: messages to token ids, as transformers does it

@@ -3,7 +3,7 @@
 from reprlib import repr as brief
 from typing import Any
 
-from .request import Fields, refuse, require_whole_characters
+from .fields import Fields, refuse, require_whole_characters
 from .tools.request import read_earlier_calls
 from .tools.template import ToolSupport
 

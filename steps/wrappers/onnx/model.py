@@ -15,21 +15,18 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from .cpus import usable_cpus
 from .engine_client import EngineClient
-from .logprobs import chat_logprobs
-from .messages import Message, read_messages
-from .output import RequestOutput
-from .request import (
+from .fields import (
     Fields,
-    Request,
     check_chat_fields,
     check_completion_fields,
     check_prompt_fields,
-    read_request,
-    read_rows,
-    read_template_kwargs,
     refuse,
     require_whole_characters,
 )
+from .logprobs import chat_logprobs
+from .messages import Message, read_messages
+from .output import RequestOutput
+from .request import Request, read_request, read_rows, read_template_kwargs
 from .tokenizer import ChatTokenizer
 from .tools.request import ToolUse, read_tools
 

@@ -12,8 +12,9 @@ from mlflow.exceptions import MlflowException
 
 from .detokenizer import Detokenizer
 from .engine.logprobs import TokenLogprobs
+from .fields import refuse
 from .messages import Message
-from .request import Request, refuse
+from .request import Request
 from .tokenizer import ChatTokenizer
 
 _ids = itertools.count()

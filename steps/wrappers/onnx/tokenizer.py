@@ -13,8 +13,8 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
 from .chat_template import compile_template
+from .fields import refuse, require_whole_characters
 from .messages import OF_CALLS, Message
-from .request import refuse, require_whole_characters
 from .tools.formats import Objects
 from .tools.template import NO_TEMPLATE, ToolSupport, tool_support
 

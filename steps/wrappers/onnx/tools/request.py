@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from reprlib import repr as brief
 from typing import Any
 
-from ..request import Fields, json_schema_text, refuse, require_whole_characters
+from ..fields import Fields, refuse, require_whole_characters
+from ..request import json_schema_text
 from .formats import Format, Objects
 from .reader import CallReader
 from .template import ToolSupport
