@@ -42,13 +42,13 @@ class TorchEngine:
     """Continues prompts one after the other, in a thread; see EngineClient."""
 
     def __init__(self, model: Any, options: Mapping[str, Any]) -> None:  # noqa: ANN401  # transformers has no types
-        """*options*: those with which the model was logged; predict, which evaluate measures, gives them too."""
+        """*options*: those with which the model was logged; its end tokens are among them."""
         self.context = int(model.config.max_position_embeddings)
-        # The others are for the tokenizer and the pipeline, or the request's own.
-        known = {key for key in options if hasattr(model.generation_config, key)} - {"max_new_tokens", "do_sample"}
-        self._options = {key: options[key] for key in known}
-        ends = options.get("eos_token_id", model.generation_config.eos_token_id)
+        stated = model.generation_config
+        ends = options.get("eos_token_id", stated.eos_token_id)
         self._ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+        # A new one: generate would take from the checkpoint's own whatever a request does not say, such as min_p.
+        model.generation_config = type(stated)(eos_token_id=self._ends or None, pad_token_id=stated.pad_token_id)
         self._model = model
         self._thread = ThreadPoolExecutor(1)
         self._outputs: set[RequestOutput] = set()  # that are not finished
@@ -90,15 +90,16 @@ class TorchEngine:
 
         request = output.request
         logits: list[torch.Tensor] = []  # of the last token
+        ends = torch.tensor(self._ends, dtype=torch.long, device=self._model.device)
 
         def keep(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            logits[:] = [scores[0].float().cpu()]
-            return scores
+            logits[:] = [scores[0]]
+            return scores.index_fill(1, ends, -torch.inf) if request.ignore_eos else scores
 
         def push(ids: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
             token, logprobs = int(ids[0, -1]), []
             if request.logprobs is not None:
-                logprobs = [token_logprobs(logits[0].numpy(), token, request.logprobs)]
+                logprobs = [token_logprobs(logits[0].float().cpu().numpy(), token, request.logprobs)]
             output.push([token], self._ends, logprobs)
             return torch.tensor([output.finished.is_set()], device=ids.device)
 
@@ -110,10 +111,9 @@ class TorchEngine:
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=request.max_tokens,
-            min_new_tokens=request.max_tokens if request.ignore_eos else None,
             do_sample=request.temperature > 0,
             stopping_criteria=[push],
             # It comes before temperature, top_k and top_p, so it sees the model's own logits.
-            logits_processor=[] if request.logprobs is None else [keep],
-            **(self._options | (sampling if request.temperature else {})),
+            logits_processor=[keep],
+            **(sampling if request.temperature else {}),
         )

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,26 +78,64 @@ def test_a_client_that_hangs_up_stops_it(server: Server) -> None:
     assert server.metric("vllm:request_success_total", finished_reason="abort") > 0
 
 
+def test_the_end_token_has_its_share_of_the_log_probabilities_where_it_is_ignored(server: Server) -> None:
+    options = {"model": "torch", "messages": QUESTION, "logprobs": True, "top_logprobs": 1, "max_tokens": 32}
+    ended, going_on = (
+        server.client().chat.completions.create(**options, extra_body={"ignore_eos": each}).choices[0].logprobs.content
+        for each in (False, True)
+    )
+    for one, other in zip(ended, going_on, strict=False):
+        assert (one.token, one.logprob) == (other.token, pytest.approx(other.logprob, abs=1e-6))
+    assert going_on[len(ended)].token != going_on[len(ended)].top_logprobs[0].token == "<|end|>"
+    assert going_on[len(ended)].logprob < -1
+
+
+@contextmanager
+def loaded(
+    folder: Path, config: dict[str, Any], generation_config: dict[str, Any]
+) -> Iterator[tuple[TransformersModel, Path]]:
+    """Yield the embedded checkpoint, with other settings in *folder*, as -e serve loads it, and its logged folder."""
+    shutil.copytree(TINY, folder)
+    (folder / "config.json").write_text(json.dumps(json.loads((TINY / "config.json").read_text()) | config))
+    (folder / "generation_config.json").write_text(json.dumps(generation_config))
+    with mlflow.start_run(), only_needed(folder) as checkpoint:
+        uri = log_pipeline(checkpoint, QUESTION[0]["content"], compose_config([]).build_pipeline_wrapper)
+    with logged_folder(uri) as model_folder:
+        model = TransformersModel(mlflow.pyfunc.load_model(str(model_folder)), model_folder)
+        yield model, model_folder
+        model.engine.close()
+
+
+def answers(model: TransformersModel, **options: Any) -> list[tuple[str, str | None]]:
+    """Return what *model* answers, and why each answer ended."""
+    (request,) = model.read_requests([{"messages": QUESTION, **options}], None, streaming=False)
+    outputs = model.outputs(request)
+    model.engine.submit(outputs)
+    for output in outputs:
+        output.finished.wait()
+        output.raise_if_failed()
+    return [(output.text, output.finish_reason) for output in outputs]
+
+
+END = json.loads((TINY / "generation_config.json").read_text())["eos_token_id"][-1]
+
+
 @pytest.mark.usefixtures("store")
 @pytest.mark.parametrize("options", [{}, {"temperature": 1e-40}])
 def test_what_the_checkpoint_asks_of_generate_is_no_more_applied_than_by_predict(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    shutil.copytree(TINY, tmp_path / "checkpoint")
-    end = json.loads((TINY / "generation_config.json").read_text())["eos_token_id"][-1]
-    settings = json.loads((TINY / "config.json").read_text()) | {"eos_token_id": end}  # named here alone
-    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(settings))
-    settings = {"eos_token_id": 1, "repetition_penalty": 5.0, "no_repeat_ngram_size": 2}
-    (tmp_path / "checkpoint" / "generation_config.json").write_text(json.dumps(settings))
-    config, (question,) = compose_config([]), (each["content"] for each in QUESTION)
-    with mlflow.start_run(), only_needed(tmp_path / "checkpoint") as checkpoint:
-        uri = log_pipeline(checkpoint, question, config.build_pipeline_wrapper)
-    with logged_folder(uri) as folder:
-        model = TransformersModel(mlflow.pyfunc.load_model(str(folder)), folder)
-        (request,) = model.read_requests([{"messages": QUESTION, **options}], None, streaming=False)
-        (output,) = model.outputs(request)
-        model.engine.submit([output])
-        output.finished.wait()
-        model.engine.close()
-        output.raise_if_failed()
-        assert (output.text, output.finish_reason) == (ask(folder, question), "stop") == (ANSWER, "stop")
+    asked = {"eos_token_id": 1, "repetition_penalty": 5.0, "no_repeat_ngram_size": 2}
+    with loaded(tmp_path / "checkpoint", {"eos_token_id": END}, asked) as (model, logged):  # END is only in config.json
+        assert answers(model, **options) == [(ask(logged, QUESTION[0]["content"]), "stop")] == [(ANSWER, "stop")]
+
+
+@pytest.mark.usefixtures("store")
+def test_a_request_that_samples_samples_as_it_says_and_not_as_the_checkpoint_does(tmp_path: Path) -> None:
+    options = {"temperature": 2, "n": 8, "max_tokens": 8, "seed": 3}
+    with loaded(tmp_path / "plain", {}, {"eos_token_id": END}) as (model, _):
+        expected = answers(model, **options)
+    assert len(set(expected)) > 1
+    narrow = {"top_k": 1, "top_p": 0.01, "min_p": 1.0, "typical_p": 0.01, "epsilon_cutoff": 0.9, "eta_cutoff": 0.9}
+    with loaded(tmp_path / "narrow", {}, {"eos_token_id": END, "do_sample": True, **narrow}) as (model, _):
+        assert answers(model, **options) == expected
