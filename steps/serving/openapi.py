@@ -3,7 +3,6 @@
 from typing import Any
 
 from steps.wrappers.onnx.fields import ANY, CHAT_FIELDS, COMPLETION_FIELDS, REFUSED
-from steps.wrappers.onnx.messages import ROLES
 from steps.wrappers.onnx.request import MOST_LOGPROBS
 from steps.wrappers.onnx.tools.request import CHOICES
 
@@ -11,11 +10,24 @@ Schema = dict[str, Any]
 
 INTEGER, TEXT, BOOLEAN = {"type": "integer"}, {"type": "string"}, {"type": "boolean"}
 NAME: Schema = {"type": "string", "minLength": 1}
+OBJECT, NULL = {"type": "object"}, {"type": "null"}
+
+
+def or_null(value: Schema) -> Schema:
+    """Return the schema of a field that may be absent, for which null stands."""
+    return {"anyOf": [value, NULL]}
+
+
 FUNCTION: Schema = {
     "type": "object",
     "required": ["name"],
-    "properties": {"name": NAME, "description": TEXT, "parameters": {"type": "object"}, "strict": BOOLEAN},
-    "additionalProperties": False,
+    "properties": {
+        "name": NAME,
+        "description": or_null(TEXT),
+        "parameters": or_null(OBJECT),
+        "strict": or_null(BOOLEAN),
+    },
+    "additionalProperties": NULL,
 }
 TOOL: Schema = {
     "type": "object",
@@ -35,30 +47,38 @@ CALL: Schema = {
         },
     },
 }
+EMPTY: Schema = or_null({"type": "array", "maxItems": 0})
+
+
+def content(least: int) -> Schema:
+    """Return the schema of a message's text of at least *least* characters, in one piece or in parts."""
+    text = {"type": "string", "minLength": least}
+    part = {"type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}, "text": text}}
+    return {"anyOf": [text, {"type": "array", "minItems": least, "items": part}]}
+
+
+def message(*roles: str, required: tuple[str, ...] = ("content",), **fields: Schema) -> Schema:
+    """Return the schema of a message of *roles*; any field else may be null, as in messages that clients send back."""
+    properties = {"role": {"enum": list(roles)}, "name": or_null(TEXT), "content": content(0), **fields}
+    return {
+        "type": "object",
+        "required": ["role", *required],
+        "properties": properties,
+        "additionalProperties": NULL,
+    }
+
+
+CALLS: Schema = {"type": "array", "minItems": 1, "items": CALL}
 MESSAGE: Schema = {
-    "type": "object",
-    "required": ["role"],  # and content, unless tool_calls is there
-    "properties": {
-        "role": {"enum": list(ROLES)},
-        "content": {
-            "anyOf": [
-                {"type": "string", "minLength": 1},
-                {
-                    "type": "array",
-                    "minItems": 1,
-                    "items": {
-                        "type": "object",
-                        "required": ["type", "text"],
-                        "properties": {"type": {"const": "text"}, "text": {"type": "string", "minLength": 1}},
-                    },
-                },
-            ]
-        },
-        "name": TEXT,
-        "tool_calls": {"type": "array", "items": CALL},
-        "tool_call_id": NAME,
-    },
-    "additionalProperties": False,
+    "anyOf": [
+        message("system", "developer"),
+        message("user", content=content(1)),
+        message("assistant", tool_calls=EMPTY, annotations=EMPTY),
+        message(
+            "assistant", required=("tool_calls",), content=or_null(content(0)), tool_calls=CALLS, annotations=EMPTY
+        ),
+        message("tool", required=("content", "tool_call_id"), tool_call_id=NAME),
+    ]
 }
 CHOICE: Schema = {
     "anyOf": [
@@ -69,6 +89,19 @@ CHOICE: Schema = {
             "properties": {
                 "type": {"const": "function"},
                 "function": {"type": "object", "required": ["name"], "properties": {"name": NAME}},
+            },
+        },
+    ]
+}
+RESPONSE_FORMAT: Schema = {
+    "anyOf": [
+        {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["text", "json_object"]}}},
+        {
+            "type": "object",
+            "required": ["type", "json_schema"],
+            "properties": {
+                "type": {"const": "json_schema"},
+                "json_schema": {"type": "object", "required": ["schema"], "properties": {"schema": OBJECT}},
             },
         },
     ]
@@ -91,13 +124,13 @@ TAKEN_FIELDS: dict[str, Schema] = {
     },
     "seed": {**INTEGER, "minimum": -(2**63), "maximum": 2**63 - 1},
     "n": {**INTEGER, "minimum": 1, "maximum": 128},
-    "response_format": {"type": "object", "required": ["type"], "properties": {"type": TEXT}},
+    "response_format": RESPONSE_FORMAT,
     "tools": {"type": "array", "items": TOOL},
     "tool_choice": CHOICE,
     "parallel_tool_calls": BOOLEAN,
     "stream": BOOLEAN,
     "top_logprobs": {**INTEGER, "minimum": 0, "maximum": MOST_LOGPROBS},
-    "chat_template_kwargs": {"type": "object"},
+    "chat_template_kwargs": OBJECT,
     "ignore_eos": BOOLEAN,
 }
 """The values of the fields that are taken. How long a prompt may be, and with it max_tokens, depends on the model."""
@@ -143,8 +176,8 @@ def request_schema(table: dict[str, str | tuple[object, ...]], required: str) ->
             value = BOOLEAN if "top_logprobs" in table else TAKEN_FIELDS["top_logprobs"]
         else:
             value = TAKEN_FIELDS[field]
-        properties[field] = value if field == required else {"anyOf": [value, {"type": "null"}]}
-    return {"type": "object", "required": [required], "properties": properties, "additionalProperties": False}
+        properties[field] = value if field == required else or_null(value)
+    return {"type": "object", "required": [required], "properties": properties, "additionalProperties": NULL}
 
 
 def answer_schema(kind: str, content: Schema) -> Schema:

@@ -15,6 +15,9 @@ ROLES = {"system": "system", "user": "user", "assistant": "assistant", "develope
 OF_CALLS = {"assistant": "tool_calls", "tool": "tool_call_id"}
 """What messages of a role may have besides role, content and name, if the model takes tools."""
 
+MAY_BE_EMPTY = ("tool_calls", "annotations")
+"""What a message of the assistant may have as an empty list, which says nothing."""
+
 
 def read_messages(row: Fields, support: ToolSupport | str) -> list[Message]:
     """Return the messages of *row*, for a model with *support* for tools, or a reason why it takes none.
@@ -36,10 +39,10 @@ def _read_message(message: object, here: str, support: ToolSupport | str) -> Mes
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         refuse(f"{here}.role={brief(role)} is not one of {', '.join(ROLES)}")
+    if role == "assistant":  # clients send back what OpenAI's answers have
+        message = {key: value for key, value in message.items() if key not in MAY_BE_EMPTY or value != []}
     calls = message.pop("tool_calls", None) if role == "assistant" else None
-    if role == "assistant" and message.get("annotations") == []:  # OpenAI's answers have it
-        del message["annotations"]
-    if isinstance(support, str) and (role == "tool" or calls):
+    if isinstance(support, str) and (role == "tool" or calls is not None):
         name, value = ("role", role) if role == "tool" else ("tool_calls", calls)
         refuse(f"{here}.{name}={brief(value)} is not supported: {support}")
     for key, value in message.items():
@@ -50,7 +53,7 @@ def _read_message(message: object, here: str, support: ToolSupport | str) -> Mes
         require_whole_characters(f"{here}.{key}", value)
     if role == "tool" and not message.get("tool_call_id"):
         refuse(f"{here}.tool_call_id={brief(message.get('tool_call_id'))} is not the id of a call")
-    if calls:
+    if calls is not None:
         message |= {
             "tool_calls": read_earlier_calls(calls, f"{here}.tool_calls"),
             "content": message.get("content", ""),
