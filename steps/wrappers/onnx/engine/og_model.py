@@ -12,6 +12,13 @@ og takes the *last* pad tokens of a prompt for padding, and many models pad with
 No token has this id. ONNX looks up its embedding all the same, and the result is masked.
 """
 
+LONG_ROPE_LIMIT = 4096
+"""The tokens beyond which a Phi-3 with LongRoPE (Phi-3.5, Phi-3-128k, Phi-4-mini) has other positions, from the first.
+
+The graph chooses by the length that it sees in a step. og knows the number and the models too: it computes a sequence
+that is alone in its generator anew where an answer crosses the limit.
+"""
+
 
 class Refused(Exception):  # noqa: N818  # the request is wrong, not the engine
     """A sequence asks for something that og cannot do; the message says why."""
@@ -35,6 +42,9 @@ class OgModel:
         self._og = og
         self._model = og.Model(config)
         self.context = int(genai["context_length"])
+        # The longest sequence that may share a batch, be computed in chunks, and be rewound.
+        switches = genai["type"] in ("phi3", "phimoe") and self.context > LONG_ROPE_LIMIT
+        self.rope_limit = LONG_ROPE_LIMIT if switches else self.context
         ends = genai["eos_token_id"]
         self.end_ids = frozenset(ends if isinstance(ends, list) else [ends])
         states = {name for name in genai["decoder"]["inputs"] if name.startswith("past_")}

@@ -18,10 +18,14 @@ def common_prefix(one: Tokens[int], other: Tokens[int]) -> int:
 
 
 class PrefixCache:
-    """Finished batches of a single sequence, of at most *max_tokens* tokens of KV cache in all."""
+    """Finished batches of a single sequence, of at most *max_tokens* tokens of KV cache in all.
 
-    def __init__(self, max_tokens: int) -> None:
+    Sequences of more than *longest* tokens are not cached, and find nothing: their prefix is computed otherwise.
+    """
+
+    def __init__(self, max_tokens: int, longest: int) -> None:
         self.max_tokens = max_tokens
+        self._longest = longest
         self._batches: list[Batch] = []  # the latest last
 
     @property
@@ -35,7 +39,8 @@ class PrefixCache:
         No batch whose prompt would lose more tokens than it saves. If none matches, and a new batch of the length
         *reserved* would exceed the cache, return the oldest one, whose memory can be reused.
         """
-        if sequence.json_schema is not None:  # og: a grammar stays with its generator
+        # og: a grammar stays with its generator.
+        if sequence.json_schema is not None or len(sequence.prompt) > self._longest:
             return None, 0
         best, most, needed = None, 0, reserved_length([sequence])
         for batch in self._batches:
@@ -49,8 +54,9 @@ class PrefixCache:
         return best, most
 
     def add(self, batch: Batch) -> None:
-        """Keep *batch*, which has finished."""
-        self._batches.append(batch)
+        """Keep *batch*, which has finished, if its sequence may be cached."""
+        if batch.sequences[0].length <= self._longest:
+            self._batches.append(batch)
 
     def take(self, batch: Batch) -> None:
         """Give up *batch*, to be used by another sequence."""

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .logprobs import token_logprobs
-from .og_model import PAD, OgModel
+from .og_model import PAD, OgModel, Refused
 from .sampling import sampled
 from .sequence import Batch, Sequence, longest
 
@@ -62,6 +62,13 @@ class Runner:
 
         Raises Refused for a JSON schema that og cannot use, and what og raises.
         """
+        limit = self._model.rope_limit
+        if sequences[0].json_schema and sequences[0].length <= limit < length:  # og would begin the grammar anew
+            most = limit - sequences[0].length
+            msg = (
+                f"is not usable in an answer across {limit} tokens: max_tokens may be {most} at most after this prompt"
+            )
+            raise Refused(msg)
         generator = self._model.generator(len(sequences), length, sequences[0].json_schema)
         self.generators += 1
         batch = Batch(generator, sequences, length, sequences[0].token_ids)
@@ -76,7 +83,7 @@ class Runner:
     def step(self, batch: Batch) -> list[tuple[Sequence, int]]:
         """Compute the next chunk of the prompt; after the last one, return the next token of every running sequence."""
         if batch.computed < len(batch.prompt):
-            chunk = batch.prompt[batch.computed : batch.computed + CHUNK_SIZE]
+            chunk = batch.prompt[batch.computed : batch.computed + self._chunk_size(batch)]
             self._append(batch, np.array([chunk], dtype=np.int32))
             batch.computed += len(chunk)
             if batch.computed < len(batch.prompt):
@@ -92,6 +99,11 @@ class Runner:
             if logits is not None and sequence.logprobs is not None:
                 sequence.stated.append(token_logprobs(logits[at], int(tokens[at]), sequence.logprobs))
         return [(sequence, int(tokens[at])) for at, sequence in running]
+
+    def _chunk_size(self, batch: Batch) -> int:
+        """Return how many tokens of the prompt to compute next; the first chunk goes beyond the limit of LongRoPE."""
+        limit = self._model.rope_limit
+        return max(CHUNK_SIZE, limit + 1) if batch.computed <= limit < len(batch.prompt) else CHUNK_SIZE
 
     def _change(self, batch: Batch, running: list[tuple[int, Sequence]], logits: npt.NDArray[np.float32]) -> None:
         """Have og choose as each *running* sequence asks, at random or no end token; *logits* stay as they are."""

@@ -37,7 +37,8 @@ class Scheduler:
         self._runner = Runner(model)
         self._max_batch = max_batch
         self._max_cache = max_batch_tokens
-        self._prefixes = PrefixCache(min(max_kept_tokens, max_batch_tokens) if model.is_attention_only else 0)
+        kept = min(max_kept_tokens, max_batch_tokens) if model.is_attention_only else 0
+        self._prefixes = PrefixCache(kept, model.rope_limit)
         self._waiting: list[Sequence] = []
         self._batches: list[Batch] = []  # in the order of their steps
         self._expected = 64.0  # expected number of tokens still to generate: a moving average
@@ -201,7 +202,7 @@ class Scheduler:
         length = reserved_length(sequences)
         shortest = min(sequence.length for sequence in sequences)
         return (
-            length <= self._model.context
+            length <= self._model.rope_limit
             and length * len(sequences) + elsewhere <= self._max_cache
             and longest(sequences) <= 2 * shortest + 32  # og computes padding as text
             and (self._model.is_attention_only or longest(sequences) == shortest)
