@@ -1,7 +1,7 @@
 """How `mlflow run . -e serve` answers 1, 8 and 32 clients, beside other servers of the same model.
 
     python -m benchmarks.server [--clients 1 8 32] [--requests 4] [--prompt 100] [--tokens 64]
-                                [--rounds 1] [--json FILE] [--onnx FOLDER] [--gguf FILE --llama PYTHON]
+                                [--spread 0] [--rounds 1] [--json FILE] [--onnx FOLDER] [--gguf FILE --llama PYTHON]
 
 Each client sends its next request when the last is answered. Definitions are those of guidellm: time to first token
 (TTFT) from sending a request to its first chunk with text; time per output token (TPOT) is the latency of a request
@@ -23,6 +23,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -51,12 +52,20 @@ TINY = ROOT / "models" / "tiny_phi3"
 
 @dataclass(frozen=True)
 class Load:
-    """What the clients send: each *requests* requests, of about *prompt* tokens, for *tokens* tokens."""
+    """What the clients send: each *requests* requests, of about *prompt* tokens, for *tokens* tokens.
+
+    With *spread*, the tokens asked for lie evenly between `tokens * (1 - spread)` and `tokens * (1 + spread)`.
+    """
 
     requests: int
     prompt: int
     tokens: int
     temperature: float
+    spread: float = 0
+
+    def tokens_of(self, number: int) -> int:
+        """Return how many tokens the request *number* asks for."""
+        return max(1, round(self.tokens * (1 + self.spread * random.Random(number).uniform(-1, 1))))
 
     def text(self, number: int) -> str:
         """Return the prompt of the request *number*; each begins differently, so that no prefix cache helps."""
@@ -64,7 +73,7 @@ class Load:
 
     def body(self, number: int, *, stream: bool) -> dict[str, Any]:
         """Return the request *number*."""
-        sampling = {"temperature": self.temperature, "seed": number, "max_tokens": self.tokens}
+        sampling = {"temperature": self.temperature, "seed": number, "max_tokens": self.tokens_of(number)}
         streaming = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
         return {"messages": [{"role": "user", "content": self.text(number)}], **sampling, **streaming}
 
@@ -201,11 +210,16 @@ async def measure(server: Server, clients: int, load: Load) -> Figures:
 
 
 def bare_batch(name: str, loop: BareLoop, clients: int, load: Load) -> Figures:
-    """Return the figures of og's bare *loop* over a batch of as many prompts as there are *clients*, under *name*."""
+    """Return the figures of og's bare *loop* over a batch of as many prompts as there are *clients*, under *name*.
+
+    A batch runs until its longest answer ends; of the others, only the tokens that were asked for count.
+    """
     tokens, seconds = 0, 0.0
     for at in range(load.requests):
-        made, taken = loop([load.text(number * load.requests + at) for number in range(clients)], load.tokens)
-        tokens, seconds = tokens + made, seconds + taken
+        numbers = [number * load.requests + at for number in range(clients)]
+        wanted = [load.tokens_of(number) for number in numbers]
+        made, taken = loop([load.text(number) for number in numbers], max(wanted))
+        tokens, seconds = tokens + (sum(wanted) if load.spread else made), seconds + taken
     latency = seconds / load.requests
     return Figures(name, clients, tokens / seconds, None, clients * seconds / tokens, latency, None)
 
@@ -259,6 +273,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=4, help="of each client")
     parser.add_argument("--prompt", type=int, default=100, help="tokens, about")
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--spread", type=float, default=0, help="of --tokens: 0.75 asks for 16 to 112, not always 64")
     parser.add_argument("--rounds", type=int, default=1, help="of which the medians are taken")
     parser.add_argument("--onnx", type=Path, help="a folder with an ONNX model")
     parser.add_argument("--gguf", type=Path, help="the same weights for llama.cpp")
@@ -270,7 +285,7 @@ def read_options() -> argparse.Namespace:
 def main() -> None:
     """Measure all servers in turns for every number of clients, and print a table."""
     options = read_options()
-    load = Load(options.requests, options.prompt, options.tokens, 0 if options.onnx else 2)
+    load = Load(options.requests, options.prompt, options.tokens, 0 if options.onnx else 2, options.spread)
     with tempfile.TemporaryDirectory() as work, contextlib.ExitStack() as stack:
         onnx = options.onnx or built(Path(work))
         uri = logged(Path(work), onnx)
