@@ -19,7 +19,7 @@ from steps.config.command_line import compose_config, translate
 from steps.config.entry_points import Serve
 from steps.serving.app import create_app
 from steps.serving.metrics import Metrics
-from steps.serving.models import Models, Served, find
+from steps.serving.models import Files, Models, Served, find
 from steps.serving.server import Follower, key_of
 from steps.serving.traces import Traces
 
@@ -60,7 +60,7 @@ def server(options: Serve, question: str) -> FastAPI:
     Raises StepError if the model cannot be loaded, ConfigError without the key that *options* name.
     """
     key = key_of(options.api_key_env)
-    models = Models(Served(find(options.model), question), question)
+    models = Models(Served(Files(find(options.model)), question), question)
     metrics = Metrics(models)
     traces = Traces(options, models, metrics)
     app = create_app(options, models, metrics, traces, key)

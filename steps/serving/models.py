@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,28 +61,38 @@ def find(uri: str) -> Target:
     return Target(uri, Path(path).name)
 
 
+class Files:
+    """The files of a model, in a `folder` until they are closed; `bytes` is their size."""
+
+    def __init__(self, target: Target) -> None:
+        """Fetch the files of *target*. Raises StepError if they cannot be had."""
+        self.target = target
+        with ExitStack() as stack:
+            with _saying(target, "fetched"):
+                self.folder = stack.enter_context(as_folder(_location(target)))
+                self.bytes = sum(path.stat().st_size for path in files_below(self.folder))
+            self.close = stack.pop_all().close
+
+
 class Served:
     """A loaded model. `model` has the interface of OnnxChatModel, in the version that the model brings along."""
 
-    def __init__(self, target: Target, question: str) -> None:
-        """Load *target*, and see it answer *question*. Raises StepError if it cannot, or is of another kind."""
-        self.target = target
+    def __init__(self, files: Files, question: str) -> None:
+        """Load the model in *files*, which are closed with it, and see it answer *question*.
+
+        Raises StepError if it cannot, or is of another kind.
+        """
+        self.target = files.target
         self.loaded_at = int(time.time())
         self.users = 0
         self.unused = asyncio.Event()  # no request uses it
         self.unused.set()
         with ExitStack() as stack:
-            try:
-                folder = stack.enter_context(as_folder(_location(target)))
-                self.bytes = sum(path.stat().st_size for path in files_below(folder))
-                self.model: Any = _load(folder)
+            stack.callback(files.close)
+            with _saying(files.target, "loaded"):
+                self.model: Any = _load(files.folder)
                 stack.callback(self.model.engine.close)
                 self._answer(question)
-            except StepError:
-                raise
-            except Exception as error:  # a model's own code can raise anything
-                msg = f"{target.label} cannot be loaded: {in_one_line(error)}"
-                raise StepError(msg) from error
             self._open = stack.pop_all()  # onnxruntime may read its files later
 
     def close(self) -> None:
@@ -100,6 +110,18 @@ class Served:
         self.model.engine.submit(outputs)
         outputs[0].finished.wait()
         outputs[0].raise_if_failed()
+
+
+@contextmanager
+def _saying(target: Target, done: str) -> Iterator[None]:
+    """Raise whatever error it is as a StepError, which says that *target* cannot be *done*."""
+    try:
+        yield
+    except StepError:
+        raise
+    except Exception as error:  # a model's own code can raise anything
+        msg = f"{target.label} cannot be {done}: {in_one_line(error)}"
+        raise StepError(msg) from error
 
 
 def _location(target: Target) -> str:
@@ -132,6 +154,7 @@ class Models:
         self._question = question
         self.current: Served | None = first
         self._last = first.target  # that could be loaded
+        self.failed: Target | None = None  # whose files are there, but could not be loaded; or None, to try it anew
         self.unfinished = 0  # choices of requests that are being generated, or wait
         self._may_begin = asyncio.Event()
         self._may_begin.set()
@@ -166,31 +189,49 @@ class Models:
         """Let the model at *target* answer from now on; requests that have begun finish on the old one.
 
         It is loaded beside the old one if there is memory for both. Otherwise new requests wait while the old one
-        finishes and goes. Raises StepError if it cannot be loaded; the old one stays, or where there was no memory for
-        both, is loaded again. If that fails too, there is no model until the next call, which tries both.
+        finishes and goes: once for each target, after its files were fetched. Raises StepError if it cannot be loaded;
+        the old one stays, or where there was no memory for both, is loaded again. If that fails too, there is no model
+        until the next call, which tries both.
         """
         old = self.current
         if old is None:
             await self._load_or_last(target)
             return
-        if old.bytes * ROOM < available_memory():
-            self.current = await asyncio.to_thread(Served, target, self._question)
+        files = await asyncio.to_thread(Files, target)
+        if files.bytes * ROOM < available_memory():
+            self.current = await self._load(files)
             self._close_when_unused(old)
             return
+        if target == self.failed:
+            await asyncio.to_thread(files.close)
+            msg = (
+                f"{target.label} could not be loaded, and without memory for both {old.target.label} does not go again"
+            )
+            raise StepError(msg)
         self._may_begin.clear()
         try:
             await old.unused.wait()
             self.current, self._last = None, old.target
             await asyncio.to_thread(old.close)
-            await self._load_or_last(target)
+            await self._load_or_last(target, files)
         finally:
             self._may_begin.set()
 
-    async def _load_or_last(self, target: Target) -> None:
+    async def _load_or_last(self, target: Target, files: Files | None = None) -> None:
         try:
-            self.current = await asyncio.to_thread(Served, target, self._question)
+            if files is None:
+                files = await asyncio.to_thread(Files, target)
+            self.current = await self._load(files)
         except StepError:
-            self.current = await asyncio.to_thread(Served, self._last, self._question)
+            last = await asyncio.to_thread(Files, self._last)
+            self.current = await asyncio.to_thread(Served, last, self._question)
+            raise
+
+    async def _load(self, files: Files) -> Served:
+        try:
+            return await asyncio.to_thread(Served, files, self._question)
+        except StepError:
+            self.failed = files.target
             raise
 
     async def close(self) -> None:

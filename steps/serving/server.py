@@ -14,7 +14,7 @@ from steps.config.entry_points import Serve
 from steps.records.errors import ConfigError, StepError, in_one_line
 from steps.serving.app import create_app
 from steps.serving.metrics import Metrics
-from steps.serving.models import Models, Served, Target, find
+from steps.serving.models import Files, Models, Served, Target, find
 from steps.serving.traces import Traces
 
 
@@ -26,7 +26,7 @@ def serve(options: Serve, question: str) -> None:
     """
     key = key_of(options.api_key_env)
     with closing(_listen(options.host, options.port)) as listener:
-        first = Served(find(options.model), question)
+        first = Served(Files(find(options.model)), question)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             # uvicorn's own handlers, while it runs; afterwards it sends itself the signal again, which must not exit.
             signal.signal(number, lambda _number, _frame: None)
@@ -98,7 +98,7 @@ class Follower(threading.Thread):
         target = find(self._options.model)
         current = self._models.current
         if current and target == current.target:
-            self._failed, self._said = None, ""
+            self._failed, self._said, self._models.failed = None, "", None
             return
         self._looks += 1
         if current and target == self._failed and self._looks < self._pause:

@@ -16,7 +16,7 @@ from steps.records.errors import StepError
 from steps.serving import models as models_module
 from steps.serving import server as server_module
 from steps.serving.generation import Generation
-from steps.serving.models import Models, Served, Target, find
+from steps.serving.models import Files, Models, Served, Target, find
 from steps.serving.server import Follower
 
 from .conftest import ANSWER, QUESTION, Server, Store, serving, wait_until
@@ -56,29 +56,29 @@ def test_another_champion_takes_over_and_no_request_is_lost(models: Store, tmp_p
         assert "Serving tiny/1 in place of tiny/2" in server.said()
 
 
-class Broken(mlflow.pyfunc.PythonModel):
-    pass
-
-
-def test_a_version_that_cannot_be_served_changes_nothing(models: Store, tmp_path: Path, monkeypatch) -> None:
+def other_kind(models: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return a version of `tiny` that can be fetched, but not be served."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", models.uri)
-    code = tmp_path / "other.py"
+    code = folder / "other.py"
     code.write_text(
         "import mlflow\nclass M(mlflow.pyfunc.PythonModel):\n def predict(self, model_input): return []\n"
         "mlflow.models.set_model(M())\n"
     )
     with mlflow.start_run(experiment_id=MlflowClient().get_experiment_by_name("serving").experiment_id):
         other = mlflow.pyfunc.log_model(name="other", python_model=str(code), pip_requirements=["mlflow"])
-    client = MlflowClient()
-    version = client.create_model_version("tiny", other.model_uri, model_id=other.model_id).version
+    return int(MlflowClient().create_model_version("tiny", other.model_uri, model_id=other.model_id).version)
+
+
+def test_a_version_that_cannot_be_served_changes_nothing(models: Store, tmp_path: Path, monkeypatch) -> None:
+    version = other_kind(models, tmp_path, monkeypatch)
     with serving(models, tmp_path / "log", "serve.model=models:/tiny@champion", FAST) as server:
-        models.point(int(version))
+        models.point(version)
         wait_until(lambda: "serve: goes on as it is: " in server.said())
         assert version_of(server) == "tiny/1"
         models.point(1)
         assert server.said().count("neither of the transformers flavour nor an ONNX wrapper") == 1
     with pytest.raises(StepError, match="neither of the transformers flavour"):
-        Served(find(f"models:/tiny/{version}"), "x")
+        Served(Files(find(f"models:/tiny/{version}")), "x")
 
 
 @pytest.mark.parametrize("uri", ["models:/tiny@nobody", "models:/nothing@champion", "models:/tiny/99", "models:/tiny"])
@@ -105,13 +105,14 @@ def test_requests_in_flight_end_on_the_old_version_with_and_without_memory_for_b
                 return served.target.label, generation.outputs[0].text
 
     async def switch() -> list[tuple[str, str]]:
-        models = Models(Served(find("models:/tiny/1"), "hello"), "hello")
+        models = Models(Served(Files(find("models:/tiny/1")), "hello"), "hello")
         begun = asyncio.Event()
         early = asyncio.create_task(answer(models, begun))
         await begun.wait()
         replacing = asyncio.create_task(models.replace(find("models:/tiny/2")))
-        await asyncio.sleep(0)
-        assert models.is_ready == (memory > 0)
+        while models.is_ready and not replacing.done():
+            await asyncio.sleep(0.001)
+        assert replacing.done() == (memory > 0)
         answers = [await early]
         await replacing
         answers.append(await answer(models, begun))
@@ -185,16 +186,45 @@ def test_the_last_good_version_comes_back_where_neither_could_be_loaded_for_a_mo
     monkeypatch.setattr(models_module, "available_memory", lambda: 0)
 
     async def switch() -> list[str | None]:
-        models = Models(Served(find("models:/tiny/1"), "hello"), "hello")
+        models = Models(Served(Files(find("models:/tiny/1")), "hello"), "hello")
         found = []
-        for is_away in (True, False):
+        for has_none in (True, False):
             with monkeypatch.context() as patch:
-                if is_away:
-                    patch.setattr(models_module, "as_folder", Mock(side_effect=OSError("the store is away")))
+                if has_none:
+                    patch.setattr(models_module, "_load", Mock(side_effect=OSError("no memory")))
                 with pytest.raises(StepError):
-                    await models.replace(Target("models:/tiny/99", "tiny", "99"))
+                    await models.replace(find("models:/tiny/2") if has_none else Target("", "tiny", "99"))
             found.append(models.current.target.label if models.current else None)
         await models.close()
         return found
 
     assert asyncio.run(switch()) == [None, "tiny/1"]
+
+
+def test_without_memory_for_both_a_version_takes_a_good_one_down_at_most_once(
+    models: Store, tmp_path: Path, monkeypatch
+) -> None:
+    broken = find(f"models:/tiny/{other_kind(models, tmp_path, monkeypatch)}")
+    missing = Target("models:/tiny/99", "tiny", "99")
+
+    async def tries() -> list[tuple[str, bool]]:
+        models = Models(Served(Files(find("models:/tiny/1")), "hello"), "hello")
+        found = []
+        for target, memory in ((missing, 0), (broken, 0), (broken, 0), (broken, 2**60), (None, 0), (broken, 0)):
+            before = models.current
+            monkeypatch.setattr(models_module, "available_memory", lambda memory=memory: memory)
+            if target is None:
+                models.failed = None  # as the follower does when the alias names the one that answers
+                continue
+            with pytest.raises(StepError) as raised:
+                await models.replace(target)
+            assert models.current and models.current.target.label == "tiny/1"
+            found.append((str(raised.value), models.current is before))
+        await models.close()
+        return found
+
+    why, stayed = zip(*asyncio.run(tries()), strict=True)
+    assert stayed == (True, False, True, True, False)
+    assert "tiny/99 cannot be fetched" in why[0]
+    assert "does not go again" in why[2]
+    assert all("neither of the transformers flavour" in why[at] for at in (1, 3, 4))
