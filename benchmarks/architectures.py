@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import machine
-from steps.checkpoint.onnx_export import builder_command, mended
+from steps.checkpoint.onnx_export import builder_command, completed_checkpoint
 from steps.config.onnx import ExecutionProvider
 from steps.config.schema import ROOT
 from steps.records.errors import first_line, in_one_line
@@ -219,7 +219,7 @@ def save(label: str, folder: Path) -> Any:  # noqa: ANN401  transformers has no 
 
 def build(checkpoint: Path, output: Path) -> None:
     """Write the fp32 build of *checkpoint* to *output* as the flow does, but in this process, which has it imported."""
-    source, cache = mended(checkpoint, output.parent / "source"), output.parent / "cache"
+    source, cache = completed_checkpoint(checkpoint, output.parent / "source"), output.parent / "cache"
     command = builder_command(source, output, cache, Recipe("fp32", "fp32"), ExecutionProvider.cpu)
     sys.argv = command[2:]
     with redirect_stdout(io.StringIO()):

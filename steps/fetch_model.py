@@ -11,7 +11,15 @@ import mlflow
 
 from steps.checkpoint.checks import require_usable
 from steps.checkpoint.hub import fetch_checkpoint
-from steps.checkpoint.manifest import FILES, MANIFEST, Manifest, licence_of, needed_files, require_weights
+from steps.checkpoint.manifest import (
+    FILES,
+    MANIFEST,
+    Manifest,
+    licence_of,
+    needed_files,
+    require_one_layout,
+    require_weights,
+)
 from steps.checkpoint.weights_check import require_fitting_weights
 from steps.config.schema import Config, Source, project_path
 from steps.records.files import describe, digest, hash_text
@@ -47,6 +55,7 @@ def fetch(config: Config) -> tuple[Manifest, Path]:
         return manifest, folder
     folder = project_path(str(model.path))
     require_weights(folder)
+    require_one_layout(folder)
     check(folder)
     require_fitting_weights(folder)
     return fetch_local(str(model.path)), folder

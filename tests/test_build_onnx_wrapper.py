@@ -17,7 +17,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from steps.build_onnx_wrapper import fetch_prebuilt
 from steps.checkpoint.checks import known_architectures
-from steps.checkpoint.onnx_export import SLIDING_WINDOW, layer_types, mended, norm_epsilon, one_limit
+from steps.checkpoint.onnx_export import (
+    SLIDING_WINDOW,
+    completed_checkpoint,
+    equal_position_limits,
+    layer_types,
+    norm_epsilon,
+)
 from steps.config.command_line import compose_config
 from steps.config.onnx import BuildOnnxWrapper
 from steps.logged_models.logged_model import logged_folder
@@ -79,7 +85,7 @@ def test_a_build_holds_what_the_wrapper_needs(fp32: Path) -> None:
 
 def test_a_checkpoint_is_linked_and_left_as_it_is(tmp_path: Path) -> None:
     before = (TINY / "config.json").read_bytes()
-    folder = mended(TINY, tmp_path / "source")
+    folder = completed_checkpoint(TINY, tmp_path / "source")
     layers = json.loads(before)["num_hidden_layers"]
     assert json.loads((folder / "config.json").read_text())["layer_types"] == ["sliding_attention"] * layers
     assert (folder / "model.safetensors").is_symlink()
@@ -108,12 +114,12 @@ def test_the_epsilon_of_the_norms_is_stated_by_the_name_that_the_builder_knows()
     assert norm_epsilon({"rms_norm_eps": 1e-6, "norm_eps": 1e-5}) == norm_epsilon({}) == {}
 
 
-def test_a_phi_3_with_one_limit_of_positions_is_not_taken_for_longrope() -> None:
+def test_a_phi_3_with_equal_position_limits_of_positions_is_not_taken_for_longrope() -> None:
     config = {"model_type": "phi3", "max_position_embeddings": 2048}
-    assert one_limit(config) == {"original_max_position_embeddings": 2048}
-    assert one_limit(config | {"original_max_position_embeddings": 2048}) == {}
-    assert one_limit(config | {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}) == {}
-    assert one_limit(config | {"model_type": "llama"}) == {}
+    assert equal_position_limits(config) == {"original_max_position_embeddings": 2048}
+    assert equal_position_limits(config | {"original_max_position_embeddings": 2048}) == {}
+    assert equal_position_limits(config | {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}) == {}
+    assert equal_position_limits(config | {"model_type": "llama"}) == {}
 
 
 def test_a_mistral_that_states_no_window_has_that_of_transformers() -> None:
@@ -152,19 +158,19 @@ def test_a_build_for_cuda_is_made_without_a_gpu_and_says_what_it_needs(store: st
             _ = loaded.load_seconds
 
 
-READY = "cpu_and_mobile/int4"
+PREBUILT = "cpu_and_mobile/int4"
 
 
 def prebuilt(hub: Hub, files: dict[str, bytes]) -> list[str]:
-    """Put *files* into the folder READY of a repository of *hub*, and return what chooses it."""
-    papers = {"README.md": b"---\nlicense: mit\n---\n"}
-    commit = hub.repository("someone/onnx").commit(papers | {f"{READY}/{name}": data for name, data in files.items()})
-    where = ["repo_id=someone/onnx", f"revision={commit}", f"folder={READY}"]
+    """Put *files* into the folder PREBUILT of a repository of *hub*, and return what chooses it."""
+    card = {"README.md": b"---\nlicense: mit\n---\n"}
+    commit = hub.repository("someone/onnx").commit(card | {f"{PREBUILT}/{name}": data for name, data in files.items()})
+    where = ["repo_id=someone/onnx", f"revision={commit}", f"folder={PREBUILT}"]
     return ["onnx=prebuilt", *(f"build_onnx_wrapper.{each}" for each in where)]
 
 
 @pytest.mark.slow
-def test_a_ready_onnx_folder_of_a_repository_is_wrapped_as_it_is(fp32: Path, store: str, tmp_path: Path) -> None:
+def test_a_prebuilt_onnx_folder_of_a_repository_is_wrapped_as_it_is(fp32: Path, store: str, tmp_path: Path) -> None:
     files = {path.name: path.read_bytes() for path in fp32.iterdir()}
     # As Microsoft's are: named after what is in them.
     settings = json.loads(files["genai_config.json"])
@@ -183,7 +189,7 @@ def test_a_ready_onnx_folder_of_a_repository_is_wrapped_as_it_is(fp32: Path, sto
 
 
 @pytest.mark.parametrize("name", ["genai_config.json", "model.onnx", "tokenizer.json"])
-def test_a_ready_onnx_folder_that_lacks_a_file_is_refused(name: str, store: str, tmp_path: Path) -> None:
+def test_a_prebuilt_onnx_folder_that_lacks_a_file_is_refused(name: str, store: str, tmp_path: Path) -> None:
     settings = {"model": {"decoder": {"filename": "model.onnx"}}}
     files = {
         "genai_config.json": json.dumps(settings).encode(),
@@ -194,7 +200,7 @@ def test_a_ready_onnx_folder_that_lacks_a_file_is_refused(name: str, store: str,
     del files[name]
     with serving_hub(tmp_path / "huggingface") as hub:
         chosen = compose_config(prebuilt(hub, files)).build_onnx_wrapper
-        with pytest.raises(StepError, match=rf"/{READY} lacks {name}: choose a folder"), mlflow.start_run():
+        with pytest.raises(StepError, match=rf"/{PREBUILT} lacks {name}: choose a folder"), mlflow.start_run():
             fetch_prebuilt(tmp_path / "onnx", chosen, offline=False)
 
 

@@ -16,7 +16,7 @@ from steps.checkpoint.tokenizer_check import read_json, read_settings, require_t
 from steps.checkpoint.weights_check import read_config
 from steps.records.errors import StepError
 
-ELSE = "choose another model, or one that is ONNX already with -P onnx=prebuilt"
+OTHER_MODEL = "choose another model, or one that is ONNX already with -P onnx=prebuilt"
 
 CODE = "only code of its repository computes it, which is never run"
 
@@ -129,10 +129,10 @@ def require_known_architecture(folder: Path) -> None:
     """Raise StepError unless the builder exports the architecture of the checkpoint in *folder* as it is."""
     architecture = _architecture(folder)
     if architecture not in known_architectures():
-        msg = f"onnxruntime-genai's builder does not know the architecture {architecture}: {ELSE}"
+        msg = f"onnxruntime-genai's builder does not know the architecture {architecture}: {OTHER_MODEL}"
         raise StepError(msg)
     if architecture in NOT_EQUAL:
-        msg = f"{architecture} cannot be built by onnxruntime-genai 0.18 ({NOT_EQUAL[architecture]}): {ELSE}"
+        msg = f"{architecture} cannot be built by onnxruntime-genai 0.18 ({NOT_EQUAL[architecture]}): {OTHER_MODEL}"
         raise StepError(msg)
 
 
@@ -142,7 +142,7 @@ def require_known_positions(folder: Path) -> None:
     for name in _scalings(read_json(folder / "config.json")):
         if name != "default" and name not in ROPE.get(architecture, ()):
             fact = f"config.json in {folder} scales rotary positions as {name!r}, which {architecture} is built without"
-            msg = f"{fact}: {ELSE}"
+            msg = f"{fact}: {OTHER_MODEL}"
             raise StepError(msg)
 
 
@@ -159,7 +159,7 @@ def require_plain_layers(folder: Path) -> None:
     if wrong := next((key for key, right in built.items() if not right), None):
         found = f"config.json in {folder} has {wrong}={config.get(wrong)!r}"
         fact = f"{found}, and the builder makes only attention layers with rotary positions"
-        msg = f"{fact[:400]}: {ELSE}"
+        msg = f"{fact[:400]}: {OTHER_MODEL}"
         raise StepError(msg)
 
 

@@ -15,7 +15,7 @@ MANIFEST = "snapshot/manifest.json"
 FILES = "snapshot/files"
 """Where a run keeps the manifest, and the files of a small snapshot."""
 
-PAPERS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
+CARD_AND_LICENCES = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
 """The model card and the licence files: they state under what terms the model may be passed on."""
 
 SINGLE = "model.safetensors"
@@ -42,7 +42,7 @@ NEEDED = (
     "added_tokens.json",
     "chat_template.jinja",
     TEMPLATES,
-    *PAPERS,
+    *CARD_AND_LICENCES,
 )
 """The files of a checkpoint that are used, by their paths in it. Never pickled weights, never code."""
 
@@ -79,7 +79,20 @@ class Manifest:
 
 def needed_files(folder: Path) -> list[Path]:
     """Return the files of *folder* that belong to a snapshot, sorted by path."""
-    return sorted({path for pattern in NEEDED for path in folder.glob(pattern) if path.is_file()})
+    found = {
+        path.relative_to(folder).as_posix() for pattern in NEEDED for path in folder.glob(pattern) if path.is_file()
+    }
+    return [folder / path for path in sorted(without_second_layout(found))]
+
+
+def without_second_layout(paths: Collection[str]) -> list[str]:
+    """Return *paths*, of a checkpoint's files, without the weights that transformers does not read.
+
+    Where there is model.safetensors it reads that, and neither an index nor what that names.
+    """
+    if SINGLE not in paths:
+        return list(paths)
+    return [path for path in paths if path == SINGLE or not (path == INDEX or path.endswith(".safetensors"))]
 
 
 FOREIGN = {
@@ -110,16 +123,21 @@ def instead_of_weights(paths: Iterable[str], below: str = "name that folder") ->
     return "save the checkpoint with save_pretrained(safe_serialization=True)"
 
 
-def require_one_layout(place: str, names: Collection[str]) -> None:
-    """Raise StepError where *names*, of the files in *place*, are weights in one file, and in several by an index."""
-    if {SINGLE, INDEX} <= set(names) and any(name.endswith(".safetensors") and name != SINGLE for name in names):
-        fact = f"{place} holds {SINGLE} and {INDEX}: transformers reads the first, and the index may name other weights"
-        msg = f"{fact}; remove {SINGLE}, or the index with its files; of a hub's repository in a copy, with model=local"
+def require_one_layout(folder: Path) -> None:
+    """Raise StepError where *folder* holds weights in one file, and in several by an index.
+
+    One of the two may be the rest of an earlier save. A commit on a hub is what its author means.
+    """
+    if all((folder / name).is_file() for name in (SINGLE, INDEX)) and len(list(folder.glob("model*.safetensors"))) > 1:
+        fact = (
+            f"{folder} holds {SINGLE} and {INDEX}: transformers reads the first, and the index may name other weights"
+        )
+        msg = f"{fact}; remove {SINGLE}, or the index with its files"
         raise StepError(msg)
 
 
 def require_weights(folder: Path) -> None:
-    """Raise StepError unless *folder* holds safetensors, and every one that its index names."""
+    """Raise StepError unless *folder* holds model.safetensors, or every file that its index names."""
     if not folder.is_dir():
         msg = f"{folder} is no folder: name the folder that holds config.json and model*.safetensors"
         raise StepError(msg)
@@ -129,7 +147,7 @@ def require_weights(folder: Path) -> None:
         msg = f"{folder} holds no model*.safetensors: {remedy}"
         raise StepError(msg)
     index = folder / INDEX
-    if not index.is_file():
+    if (folder / SINGLE).is_file() or not index.is_file():
         return
     try:
         shards = set(json.loads(index.read_text())["weight_map"].values())
@@ -139,7 +157,6 @@ def require_weights(folder: Path) -> None:
     if absent := sorted(shards - {path.name for path in needed_files(folder)}):
         msg = f"{index} names {absent[0]}, which is not among the model*.safetensors beside it: complete the checkpoint"
         raise StepError(msg)
-    require_one_layout(str(folder), [path.name for path in needed_files(folder)])
 
 
 def licence_of(folder: Path) -> str | None:

@@ -39,7 +39,7 @@ def build_onnx(snapshot: Path, output: Path, recipe: Recipe, provider: Execution
         msg = f"recipe {recipe.name} cannot be built of this checkpoint: {reason}"
         raise StepError(msg)
     with tempfile.TemporaryDirectory() as work:
-        source = mended(snapshot, Path(work) / "source")
+        source = completed_checkpoint(snapshot, Path(work) / "source")
         command = builder_command(source, output, Path(work) / "cache", recipe, provider)
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
@@ -61,7 +61,7 @@ def norm_epsilon(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"rms_norm_eps": stated[0]} if stated and "rms_norm_eps" not in config else {}
 
 
-def one_limit(config: Mapping[str, Any]) -> dict[str, Any]:
+def equal_position_limits(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what *config*, of a Phi-3's config.json without LongRoPE, lacks for the builder to see that it has none.
 
     The builder takes two limits of positions that differ for LongRoPE, and transformers has a default for one of them.
@@ -81,14 +81,14 @@ def builder_command(source: Path, output: Path, cache: Path, recipe: Recipe, pro
     return [*command, "-e", provider.value, "-c", str(cache), *builder_arguments(recipe)]
 
 
-def mended(snapshot: Path, folder: Path) -> Path:
+def completed_checkpoint(snapshot: Path, folder: Path) -> Path:
     """Return *folder*, made with links to the files of *snapshot*, and settings from which the builder exports right.
 
     These say which layers have a sliding window, which tokens end an answer, and that tokenizer.json is followed.
     """
     link_files(snapshot, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if lacking := layer_types(config) | one_limit(config) | norm_epsilon(config):
+    if lacking := layer_types(config) | equal_position_limits(config) | norm_epsilon(config):
         replace_json(folder / "config.json", config | lacking)
     replace_json(folder / "generation_config.json", generation_config(snapshot))
     return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import Run
 
-from steps.checkpoint.hub import restore
+from steps.checkpoint.hub_cache import restore
 from steps.checkpoint.manifest import FILES, MANIFEST, Manifest, verify
 from steps.config.schema import project_path
 from steps.records.artifacts import as_folder

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 
-from steps.checkpoint.manifest import INDEX, needed_files
+from steps.checkpoint.manifest import INDEX, SINGLE, needed_files
 from steps.checkpoint.tokenizer_check import LFS
 from steps.records.errors import StepError, in_one_line
 
@@ -45,12 +45,12 @@ def require_fitting_weights(folder: Path) -> None:
 def read_headers(folder: Path) -> dict[str, Tensor]:
     """Return what the safetensors in *folder* hold, by name. Raises StepError for a file that is damaged."""
     paths = [path for path in needed_files(folder) if path.suffix == ".safetensors"]
-    if (index := folder / INDEX).is_file():
+    if folder / SINGLE in paths:
+        pass  # then it is the only one
+    elif (index := folder / INDEX).is_file():
         # What transformers reads: a file beside them may hold the same weights a second time.
         shards = set(json.loads(index.read_text())["weight_map"].values())
         paths = [path for path in paths if path.name in shards]
-    elif (single := folder / "model.safetensors") in paths:
-        paths = [single]
     else:
         fact = f"{folder} holds {paths[0].name}, and neither model.safetensors nor {INDEX}"
         msg = f"{fact}, by which transformers finds the weights: complete the checkpoint"

@@ -11,7 +11,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from steps.checkpoint.manifest import FILES, MANIFEST, PAPERS, Manifest
+from steps.checkpoint.manifest import CARD_AND_LICENCES, FILES, MANIFEST, Manifest
 from steps.exporting.version import uri_of
 from steps.records.errors import StepError
 from steps.records.files import hash_text
@@ -37,7 +37,7 @@ def papers_of(version: ModelVersion) -> dict[str, bytes]:
     places = [f"{fetch.info.artifact_uri}/{FILES}", *_reference(client.get_run(version.tags["evaluate.run_id"]))]
     papers = {}
     for file in manifest.files:
-        if file.path in PAPERS:
+        if file.path in CARD_AND_LICENCES:
             found = next((data for data in _read(places, file.path) if _sha256(data) == file.sha256), None)
             if found is None:
                 fact = f"{file.path} of the checkpoint of {uri_of(version)} is in none of {', '.join(places)}"

@@ -73,8 +73,12 @@ def _onnx_tags(built: Run) -> dict[str, str]:
     }
     named = ["execution_provider", "interface"]
     if options.get("repo_id"):
-        ready = _manifest(built)
-        origin = {"onnx.location": ready.location, "onnx.revision": ready.revision, "onnx.folder": options["folder"]}
+        prebuilt = _manifest(built)
+        origin = {
+            "onnx.location": prebuilt.location,
+            "onnx.revision": prebuilt.revision,
+            "onnx.folder": options["folder"],
+        }
     else:
         origin = {tag: built.data.tags[tag] for tag in (RECIPE, CALIBRATED) if tag in built.data.tags}
         named = [*RECIPE_KEYS, *named]

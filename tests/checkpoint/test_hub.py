@@ -101,7 +101,7 @@ def test_an_index_that_names_weights_which_are_not_there_is_refused(hub: Hub) ->
         fetch()
 
 
-def test_a_ready_onnx_folder_is_fetched_with_the_card_and_nothing_else(hub: Hub) -> None:
+def test_a_prebuilt_onnx_folder_is_fetched_with_the_card_and_nothing_else(hub: Hub) -> None:
     folder = "cpu_and_mobile/cpu-int4"
     wanted = {
         "LICENSE": b"MIT",

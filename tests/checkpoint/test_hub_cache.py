@@ -11,7 +11,7 @@ from threading import Event, Thread
 import pytest
 from huggingface_hub.utils import WeakFileLock
 
-from steps.checkpoint.hub import restore
+from steps.checkpoint.hub_cache import restore
 from steps.records.errors import StepError
 from tests.checkpoint.conftest import (
     NAME,

@@ -216,7 +216,7 @@ def test_an_endpoint_that_is_no_hub_is_named(hub: Hub, repository: Repository) -
 
 
 def test_too_little_room_is_said_with_the_figures_before_the_download(hub: Hub, repository: Repository) -> None:
-    repository.listed["model-00001-of-00001.safetensors"] = 10**18
+    repository.listed["vocab.json"] = 10**18
     for check in (None, lambda folder: None):
         with pytest.raises(StepError, match=r"needs 1000000000\.00 GB, and \d+\.\d\d GB are free in .*HF_HOME"):
             fetch_checkpoint(NAME, "main", offline=False, check=check)
@@ -224,7 +224,7 @@ def test_too_little_room_is_said_with_the_figures_before_the_download(hub: Hub, 
 
 
 def test_room_is_not_asked_for_what_the_cache_holds(hub: Hub, repository: Repository, home: Path) -> None:
-    repository.listed["model-00001-of-00001.safetensors"] = 10**18
+    repository.listed["vocab.json"] = 10**18
     blob = blob_of(home, WEIGHTS).with_name("0" * 64)
     blob.parent.mkdir(parents=True)
     blob.touch()

@@ -69,6 +69,7 @@ def test_a_folder_without_safetensors_is_refused(checkpoint: Path) -> None:
     ],
 )
 def test_an_index_that_leads_to_no_weights_is_refused(checkpoint: Path, index: str, says: str) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "model-1.safetensors")
     (checkpoint / "model.safetensors.index.json").write_text(index)
     with pytest.raises(StepError, match=says):
         fetch_local(checkpoint)
