@@ -52,18 +52,17 @@ FEW_QUESTIONS = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files with the largest share of slow tests first, and among them the one that makes the shared flow.
+    """Put the file that makes the shared flow first, then the files with the largest share of slow tests.
 
-    Whole files go to the workers: a flow that begins last would keep one busy while the others idle. The files that
-    take the shared flow come after those that need none: they would wait for it.
+    Whole files go to the workers: a flow that begins last would keep one busy while the others idle. Among equals, the
+    files that take the shared flow come last: they would wait for it.
     """
     every = Counter(item.path for item in items)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     sharing = {item.path for item in items if "flow" in getattr(item, "fixturenames", ())}
-    first = min(sharing, default=None)
-    items.sort(
-        key=lambda item: (-slow[item.path] / every[item.path], item.path != first and item.path in sharing, item.path)
-    )
+    order = {path: (-slow[path] / every[path], path in sharing, path) for path in every}
+    makes_it = min(sharing, key=order.__getitem__, default=None)
+    items.sort(key=lambda item: (item.path != makes_it, order[item.path]))
 
 
 class FailuresAtOnce:

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from steps.build_onnx_wrapper import log_wrapper
 from steps.build_pipeline_wrapper import log_pipeline
 from steps.config.command_line import compose_config
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, once
 
 QUESTION = [{"role": "user", "content": "What is the capital of Spain?"}]
 ANSWER = "The capital of Spain is Madrid."
@@ -41,23 +41,26 @@ class Store:
 
 
 @pytest.fixture(scope="session")
-def registered(fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def registered(fp32: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the database of the registry; read only."""
-    folder = tmp_path_factory.mktemp("serving")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/store.db")
-        experiment = mlflow.create_experiment("serving", artifact_location=str(folder / "artifacts"))
-        config = compose_config(["onnx=fp32_cpu", "build_onnx_wrapper.max_tokens=64"])
-        client = MlflowClient()
-        with mlflow.start_run(experiment_id=experiment):
-            onnx = log_wrapper(fp32, "tiny", config.question, config.build_onnx_wrapper)
-            torch = log_pipeline(TINY, config.question, config.build_pipeline_wrapper)
-        for name, uri in (("tiny", onnx), ("tiny", onnx), ("torch", torch)):
-            if name not in {each.name for each in client.search_registered_models()}:
+
+    def make(folder: Path) -> None:
+        shutil.copy(empty_store, folder / "store.db")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/store.db")
+            experiment = mlflow.create_experiment("serving", artifact_location=str(folder / "artifacts"))
+            config = compose_config(["onnx=fp32_cpu", "build_onnx_wrapper.max_tokens=64"])
+            client = MlflowClient()
+            with mlflow.start_run(experiment_id=experiment):
+                onnx = log_wrapper(fp32, "tiny", config.question, config.build_onnx_wrapper)
+                torch = log_pipeline(TINY, config.question, config.build_pipeline_wrapper)
+            for name, uris in {"tiny": (onnx, onnx), "torch": (torch,)}.items():
                 client.create_registered_model(name)
-            client.create_model_version(name, uri, model_id=uri.removeprefix("models:/"))
-        client.set_registered_model_alias("tiny", "champion", "1")
-    return folder / "store.db"
+                for uri in uris:
+                    client.create_model_version(name, uri, model_id=uri.removeprefix("models:/"))
+            client.set_registered_model_alias("tiny", "champion", "1")
+
+    return once(tmp_path_factory, "registered", make) / "store.db"
 
 
 @pytest.fixture(scope="module")
