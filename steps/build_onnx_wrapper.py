@@ -20,8 +20,9 @@ from steps.checkpoint.checks import require_buildable
 from steps.checkpoint.hub import fetch_onnx
 from steps.checkpoint.manifest import MANIFEST
 from steps.checkpoint.onnx_export import build_onnx, recipe_of, require_runnable
-from steps.checkpoint.policy import end_tokens
+from steps.checkpoint.policy import end_tokens, replace_json
 from steps.checkpoint.snapshot import present
+from steps.checkpoint.tokenizer_check import read_json, read_settings
 from steps.config.onnx import BuildOnnxWrapper, ExecutionProvider, Interface
 from steps.config.schema import Config
 from steps.extras.calibration import calibrate
@@ -104,6 +105,9 @@ def fetch_prebuilt(output: Path, options: BuildOnnxWrapper, *, offline: bool) ->
             copy = output / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(snapshot / path, copy)
+    if (settings := read_settings(output)) != read_json(output / "tokenizer_config.json"):
+        # The wrapper reads this file alone, and the folder names tokens in special_tokens_map.json.
+        replace_json(output / "tokenizer_config.json", settings)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from steps.logged_models.logged_model import logged_folder
 from steps.logged_models.process import candidate
 from steps.records.errors import StepError
 from steps.records.tags import outputs
+from steps.wrappers.onnx.tokenizer import ChatTokenizer
 from tests.conftest import TINY, do_step
 from tests.families import logits_of
 from tests.hub_server import Hub, serving_hub
@@ -202,6 +203,25 @@ def test_a_prebuilt_onnx_folder_that_lacks_a_file_is_refused(name: str, store: s
         chosen = compose_config(prebuilt(hub, files)).build_onnx_wrapper
         with pytest.raises(StepError, match=rf"/{PREBUILT} lacks {name}: choose a folder"), mlflow.start_run():
             fetch_prebuilt(tmp_path / "onnx", chosen, offline=False)
+
+
+def test_tokens_that_only_the_map_of_special_tokens_names_are_known_to_a_prebuilt_model(
+    store: str, tmp_path: Path
+) -> None:
+    settings = {"model": {"decoder": {"filename": "model.onnx"}}}
+    files = {
+        "genai_config.json": json.dumps(settings).encode(),
+        "tokenizer_config.json": b'{"chat_template": "{{ bos_token }}{{ messages[0].content }}"}',
+        "special_tokens_map.json": b'{"bos_token": {"content": "<s>", "lstrip": false}}',
+        "tokenizer.json": (TINY / "tokenizer.json").read_bytes(),
+        "model.onnx": b"onnx" * 500,
+    }
+    with serving_hub(tmp_path / "huggingface") as hub:
+        chosen = compose_config(prebuilt(hub, files)).build_onnx_wrapper
+        with mlflow.start_run():
+            fetch_prebuilt(tmp_path / "onnx", chosen, offline=False)
+    assert ChatTokenizer(tmp_path / "onnx").render([{"role": "user", "content": "hi"}]) == "<s>hi"
+    assert json.loads((tmp_path / "onnx" / "special_tokens_map.json").read_text())
 
 
 def test_what_a_cache_holds_beside_the_files_of_the_manifest_stays_there(store: str, tmp_path: Path) -> None:
