@@ -10,6 +10,7 @@ A request passes these files in this order:
     transformers_model.py  a model of MLflow's transformers flavour, with the interface of the ONNX wrapper
     generation.py          one request in the engine, until it is answered, cancelled or out of time
     answers.py             OpenAI's objects
+    streams.py             server-sent events, and clients that do not read them
     metrics.py             what Prometheus reads
     traces.py              what is kept of each request, for monitor
     trace_writer.py        the process that writes it to MLflow

@@ -11,6 +11,9 @@ from steps.wrappers.onnx.logprobs import chat_logprobs, completion_logprobs
 DONE = "data: [DONE]\n\n"
 """The last event of a stream."""
 
+LINE_BREAKS = {ord(each): json.dumps(each)[1:-1] for each in "\x85\u2028\u2029"}
+"""What JSON need not escape, and clients take for the end of a line that read events by `splitlines`, as httpx does."""
+
 JsonObject = dict[str, Any]
 
 
@@ -86,4 +89,4 @@ class Answers:
 
 def event(data: JsonObject) -> str:
     """Return *data* as a server-sent event."""
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(data, ensure_ascii=False).translate(LINE_BREAKS)}\n\n"

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,20 +12,20 @@ from typing import NoReturn
 import mlflow
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from mlflow.exceptions import MlflowException
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
 
 from steps.config.entry_points import Serve
 from steps.serving import openapi
-from steps.serving.answers import DONE, Answers, JsonObject, event
+from steps.serving.answers import Answers, JsonObject
 from steps.serving.errors import ApiError, busy, hung_up, late, refused, unavailable
 from steps.serving.generation import Generation
 from steps.serving.guard import Guard, error_response
 from steps.serving.metrics import Metrics
 from steps.serving.models import Models, Served
+from steps.serving.streams import EventStream, events
 from steps.serving.traces import Traces
 from steps.wrappers.onnx.request import Request as ModelRequest
 
@@ -70,20 +70,6 @@ async def http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{error.detail}; /openapi.json lists the paths"
     return error_response(ApiError(error.status_code, message, headers=error.headers))
-
-
-class EventStream(Response):
-    """A stream of *events*; *stack*, which the events need, is closed at its end, also when the client hangs up."""
-
-    def __init__(self, events: AsyncIterator[str], headers: dict[str, str], stack: AsyncExitStack) -> None:
-        self._response = StreamingResponse(events, headers=headers, media_type="text/event-stream")
-        self._stack = stack
-        super().__init__()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream; see ASGI."""
-        async with self._stack:
-            await self._response(scope, receive, send)
 
 
 class Endpoints:
@@ -163,7 +149,7 @@ class Endpoints:
                 return JSONResponse(answers.whole(), headers=headers)
             # A request that fails before its first token still gets a status of its own.
             first = await anext(pieces)
-            return EventStream(events(answers, first, pieces), headers, stack.pop_all())
+            return EventStream(events(answers, first, pieces), headers, stack.pop_all(), self._options.timeout)
 
     @contextmanager
     def _place(self, choices: int) -> Iterator[None]:
@@ -266,26 +252,6 @@ def ending_early(generation: Generation, request: Request, timeout: float) -> It
     finally:
         timer.cancel()
         watcher.cancel()
-
-
-async def events(
-    answers: Answers, first: tuple[int, str], pieces: AsyncIterator[tuple[int, str]]
-) -> AsyncIterator[str]:
-    """Yield the server-sent events of a stream; one that fails ends with an error's event."""
-    for chunk in answers.beginning():
-        yield event(chunk)
-    for chunk in answers.pieces(*first):
-        yield event(chunk)
-    try:
-        async for piece in pieces:
-            for chunk in answers.pieces(*piece):
-                yield event(chunk)
-    except ApiError as error:
-        yield event(error.body)
-        return
-    if answers.stream_usage:
-        yield event(answers.usage())
-    yield DONE
 
 
 def describe(served: Served) -> JsonObject:

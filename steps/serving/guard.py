@@ -70,11 +70,11 @@ class Guard:
         if self._key is None:
             # A page of another site, whose name was made to point here (DNS rebinding), would send that name.
             host = HOST.fullmatch(headers.get("host", ""))
-            if not host or not is_loopback(host[1]):
+            if not host or not is_loopback(host[1].lower()):
                 raise ApiError(400, "the Host header names another machine: ask 127.0.0.1 or localhost", code="host")
         elif scope["path"] not in OPEN and scope["method"] != "OPTIONS":
-            given = headers.get("authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {self._key}".encode()):
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key.encode()):
                 message = "the key is missing or wrong: send it as Authorization: Bearer <key>"
                 raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         # Without this, a page of any site could send a form here and have the engine compute.

@@ -118,7 +118,7 @@ TAKEN_FIELDS: dict[str, Schema] = {
     "max_completion_tokens": {**INTEGER, "minimum": 1},
     "temperature": {"type": "number", "minimum": 0, "maximum": 2},
     "top_p": {"type": "number", "minimum": 0, "maximum": 1},
-    "top_k": {**INTEGER, "minimum": 0, "maximum": 2**31 - 1},
+    "top_k": {**INTEGER, "minimum": -1, "maximum": 2**31 - 1},
     "stop": {
         "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}}]
     },

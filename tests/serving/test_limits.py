@@ -34,6 +34,15 @@ def test_whoever_has_the_key_is_answered(server: Server) -> None:
     assert chat.choices[0].message.content == ANSWER
 
 
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "Bearer "])
+def test_how_the_scheme_is_written_does_not_matter(server: Server, scheme: str) -> None:
+    headers = {"Authorization": f"{scheme} {KEY}"}
+    assert httpx.get(f"{server.url}/v1/models", headers=headers, timeout=600).status_code == 200
+    for wrong in (KEY, f"Basic {KEY}", f"{scheme} {KEY}x", scheme.strip()):
+        response = httpx.get(f"{server.url}/v1/models", headers={"Authorization": wrong}, timeout=600)
+        assert response.status_code == 401
+
+
 def test_whoever_has_another_key_or_none_is_not(server: Server) -> None:
     with pytest.raises(openai.AuthenticationError, match="the key is missing or wrong"):
         server.client(api_key="another").models.list()

@@ -134,6 +134,11 @@ def test_a_body_that_is_no_request_is_refused(server: Server, body: bytes, statu
     assert response.json()["error"]["code"] == code
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "LocalHost:1", "[::1]:8000"])
+def test_this_machine_may_be_named_in_any_way(server: Server, host: str) -> None:
+    assert httpx.get(f"{server.url}/v1/models", headers={"host": host}, timeout=600).status_code == 200
+
+
 def test_a_large_body_in_chunks_is_refused_before_its_end(server: Server) -> None:
     headers = {"content-type": "application/json"}
     chunks = (b" " * 65536 for _ in range(64))

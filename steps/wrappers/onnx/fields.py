@@ -45,6 +45,8 @@ CHAT_FIELDS: dict[str, str | tuple[object, ...]] = {
     "prompt_cache_retention": ANY,
     "stream_options": ANY,  # the last chunk has the usage anyway
     "store": (False,),
+    "min_p": (0,),  # as vLLM has it, and the next
+    "repetition_penalty": (1,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logit_bias": ({},),
@@ -60,7 +62,7 @@ CHAT_FIELDS: dict[str, str | tuple[object, ...]] = {
 }
 """Every field of Chat Completions: taken, accepted and ignored with any value or with these, or refused.
 
-Any field may be null. The list is that of the openai package 3.57 (CompletionCreateParams), with three fields of vLLM.
+Any field may be null. The list is that of the openai package 3.57 (CompletionCreateParams), with fields of vLLM.
 """
 
 COMPLETION_FIELDS: dict[str, str | tuple[object, ...]] = {
@@ -75,6 +77,8 @@ COMPLETION_FIELDS: dict[str, str | tuple[object, ...]] = {
     "logit_bias": ({},),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
     "suffix": ("",),
 }
 """Every field of Completions, OpenAI's older interface to raw prompts, in the same way."""

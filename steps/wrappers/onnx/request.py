@@ -64,7 +64,7 @@ def read_request(
         max_tokens=max_tokens,
         temperature=read_number(row, "temperature", 0, 0, 2),
         top_p=read_number(row, "top_p", 1, 0, 1),
-        top_k=read_integer(row, "top_k", 0, 0, 2**31 - 1),
+        top_k=max(0, read_integer(row, "top_k", 0, -1, 2**31 - 1)),  # vLLM: -1 is all too
         seed=read_integer(row, "seed", secrets.randbits(63), -(2**63), 2**63 - 1),
         stop=read_stop(row),
         n=read_integer(row, "n", 1, 1, 128),
