@@ -2,6 +2,7 @@
 
 huggingface_hub talks to the hub. This module checks what huggingface_hub trusts: that a body of the right length is
 right, that a cached file is unchanged, that a cache may stand in for the hub. docs/reference/hub.md has every case.
+The protocol: https://huggingface.co/docs/hub/api; `blobs` there asks for sizes and hashes.
 """
 
 import re

@@ -1,6 +1,7 @@
 """The hub's cache on this machine: the files of a commit, each hashed and compared with what the hub states of it.
 
 A cached file that is missing or has changed is downloaded again. Fetches at the same time share one download.
+The layout is huggingface_hub's: https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
 """
 
 import shutil
@@ -40,7 +41,7 @@ class Stated:
 def restore(manifest: Manifest) -> Path:
     """Return the folder of the hub's cache with the files of *manifest*, all hashed; what is not there is downloaded.
 
-    The hub is asked for nothing else. Raises StepError when it does not answer or has other files by now.
+    The hub is asked for nothing else. Raises StepError when it does not answer, or gives other files than these.
     """
     stated = [Stated(file.path, file.size, file.sha256) for file in manifest.files]
     with explaining(manifest.location, manifest.revision):
@@ -49,7 +50,10 @@ def restore(manifest: Manifest) -> Path:
 
 
 def cached_listing(repository: str, revision: str) -> tuple[str, list[Stated]]:
-    """Return the commit that *revision* was when the hub last answered, and what the cache knows of its files."""
+    """Return the commit that *revision* was when the hub last answered, and what the cache knows of its files.
+
+    Raises StepError where the cache holds no listing of that commit.
+    """
     ref = storage(repository) / "refs" / revision
     commit = ref.read_text().strip() if ref.is_file() else revision
     try:
@@ -69,7 +73,8 @@ def cached_listing(repository: str, revision: str) -> tuple[str, list[Stated]]:
 def obtain(repository: str, commit: str, stated: list[Stated], *, offline: bool) -> tuple[File, ...]:
     """Return the files of the cache's snapshot of *commit*, each equal to what is *stated*, in that order.
 
-    Missing and differing files are downloaded, unless *offline*.
+    Missing and differing files are downloaded; with *offline* they raise StepError, as do files that differ again after
+    DOWNLOADS downloads.
     """
     folder = snapshot_folder(repository, commit)
     files, faults = _compare(folder, stated)

@@ -22,7 +22,7 @@ SLIDING_WINDOW = {"mistral": 4096, "phi3": None}
 
 
 def recipe_of(options: BuildOnnxWrapper) -> Recipe:
-    """Return the recipe that *options*, which have no ladder, spell out."""
+    """Return the recipe that the single values of *options* make; *options* has no ladder."""
     values = {key: getattr(options, key) for key in ("block_size", "algorithm", "accuracy_level", "symmetric")}
     assert options.precision is not None
     precision = options.precision.value
@@ -53,18 +53,18 @@ def build_onnx(snapshot: Path, output: Path, recipe: Recipe, provider: Execution
 
 
 def norm_epsilon(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what *config*, of a config.json, lacks for the builder to see the epsilon of its norms (Phi 2, Nemotron).
+    """Return the key by which the builder reads the epsilon of norms, where *config* states it by another name.
 
-    The builder knows it by one name, and takes 1e-6 where that is missing.
+    *config* is a config.json's (Phi 2, Nemotron). The builder takes 1e-6 where its own key is missing.
     """
     stated = [config[key] for key in ("layer_norm_eps", "norm_eps") if key in config]
     return {"rms_norm_eps": stated[0]} if stated and "rms_norm_eps" not in config else {}
 
 
 def equal_position_limits(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what *config*, of a Phi-3's config.json without LongRoPE, lacks for the builder to see that it has none.
+    """Return the second limit of positions, equal to the first, for a Phi-3's *config* without LongRoPE.
 
-    The builder takes two limits of positions that differ for LongRoPE, and transformers has a default for one of them.
+    The builder takes two limits that differ for LongRoPE, and transformers has a default for the second.
     """
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     limit = config.get("max_position_embeddings")
@@ -95,7 +95,7 @@ def completed_checkpoint(snapshot: Path, folder: Path) -> Path:
 
 
 def layer_types(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what *config*, of a config.json, lacks for the builder to see a window that every layer has.
+    """Return the keys by which the builder reads that every layer has a sliding window; none where *config* says it.
 
     The builder learns from `layer_types` which layers have a sliding window. Where every layer has it, config.json does
     not say so, and the export would attend to everything, without a word.
@@ -108,7 +108,7 @@ def layer_types(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_runnable(folder: Path) -> None:
-    """Raise StepError unless *folder* holds what the wrapper reads: settings, the model they name, tokenizer."""
+    """Raise StepError unless *folder* holds genai_config.json, the model that this names, and a tokenizer."""
     settings = folder / "genai_config.json"
     needed = [settings.name, "tokenizer.json", "tokenizer_config.json"]
     if settings.is_file():

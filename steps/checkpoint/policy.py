@@ -40,7 +40,11 @@ SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", 
 
 
 def end_tokens(folder: Path) -> list[int]:
-    """Return the ids of the tokens that end an answer, all that the checkpoint in *folder* names, without doubles."""
+    """Return the ids of the tokens that end an answer, all that the checkpoint in *folder* names, without doubles.
+
+    In this order: generation_config.json, config.json, the tokenizer's eos_token. Raises StepError for a file that
+    cannot be read.
+    """
     named: list[object] = []
     for file in (_generation_settings(folder), read_json(folder / "config.json")):
         ids = file.get("eos_token_id")
@@ -59,12 +63,12 @@ def generation_config(folder: Path) -> dict[str, Any]:
 
 
 def neutral_options(folder: Path) -> dict[str, object]:
-    """Return what transformers' generate is told, so that it does not apply what the checkpoint in *folder* asks."""
+    """Return the arguments for transformers' generate that undo what generation_config.json in *folder* asks for."""
     return {key: NEUTRAL[key] for key in not_applied(folder) if key in NEUTRAL}
 
 
 def not_applied(folder: Path) -> dict[str, object]:
-    """Return what generation_config.json in *folder* asks for, and is not applied."""
+    """Return the settings of generation_config.json in *folder* that would change an answer and are not applied."""
     found = _generation_settings(folder)
     asked = {key: found[key] for key in (*NEUTRAL, *SAMPLING) if key in found}
     return {key: value for key, value in asked.items() if value not in (None, False, NEUTRAL.get(key))}

@@ -70,6 +70,10 @@ def _tied_table(model: ModelProto) -> TiedTable:
 
 
 def _require_same_weights(folder: Path, model: ModelProto, tied: TiedTable) -> None:
+    """Raise StepError unless the head's weights, (q - zero) * scale for each block, are the embedding's to half a step.
+
+    The formula and the shapes: MatMulNBits in onnxruntime's docs/ContribOperators.md.
+    """
     mapped = {tensor.name: _map(folder, tensor) for tensor in model.graph.initializer if tensor.external_data}
     table = mapped[tied.embedding.input[0]]
     blocks = (len(table), -1, tied.block)

@@ -70,7 +70,10 @@ def _text(token: object) -> object:
 
 
 def own_tokenizer(folder: Path) -> Tokenizer:
-    """Return the tokenizer of tokenizer.json in *folder*. Raises StepError when there is none that can be read."""
+    """Return the tokenizer of tokenizer.json in *folder*, without its truncation and padding.
+
+    Raises StepError when there is none that can be read.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
         found = next((name for name in ("tokenizer.model", "vocab.json") if (folder / name).is_file()), None)
@@ -89,7 +92,10 @@ def own_tokenizer(folder: Path) -> Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401  transformers has no types
-    """Return the tokenizer in *folder* as transformers loads it, without code of the checkpoint's."""
+    """Return the tokenizer in *folder* as transformers loads it, without code of the checkpoint's.
+
+    Raises whatever the class does that the checkpoint names.
+    """
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

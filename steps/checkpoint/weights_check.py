@@ -1,6 +1,7 @@
 """Whether the safetensors of a checkpoint are whole, and are the weights that its config.json asks for.
 
-Read are the headers alone: the name, type and shape of each tensor, never the data.
+Read are the headers alone: the name, type and shape of each tensor, never the data. The format:
+https://github.com/huggingface/safetensors#format.
 """
 
 import json
@@ -43,7 +44,10 @@ def require_fitting_weights(folder: Path) -> None:
 
 
 def read_headers(folder: Path) -> dict[str, Tensor]:
-    """Return what the safetensors in *folder* hold, by name. Raises StepError for a file that is damaged."""
+    """Return the tensors that transformers reads of *folder*, by name.
+
+    Raises StepError for a file that is damaged or a Git LFS pointer, and for files by which transformers finds nothing.
+    """
     paths = [path for path in needed_files(folder) if path.suffix == ".safetensors"]
     if folder / SINGLE in paths:
         pass  # then it is the only one
