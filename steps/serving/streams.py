@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from steps.serving.answers import DONE, Answers, event
-from steps.serving.errors import ApiError
+from steps.serving.errors import ApiError, late
 
 FOR_LAST_EVENT = 5
 """Seconds for the last event of a stream that is out of time."""
@@ -25,15 +25,17 @@ class EventStream(Response):
         self, events: AsyncIterator[str], headers: dict[str, str], stack: AsyncExitStack, timeout: float
     ) -> None:
         self._response = StreamingResponse(events, headers=headers, media_type="text/event-stream")
-        self._stack, self._seconds = stack, timeout + FOR_LAST_EVENT
+        self._stack, self._timeout = stack, timeout
         super().__init__()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream; see ASGI."""
+        """Send the stream; see ASGI. Raises ApiError if the client does not read it."""
         async with self._stack:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._seconds):
+            try:
+                async with asyncio.timeout(self._timeout + FOR_LAST_EVENT):
                     await self._response(scope, receive, send)
+            except TimeoutError:
+                raise late(self._timeout) from None  # for its trace; the client only sees that the connection ends
 
 
 async def events(

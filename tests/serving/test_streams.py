@@ -7,9 +7,11 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
+import pytest
 
 from steps.serving import streams
 from steps.serving.answers import event
+from steps.serving.errors import ApiError
 from steps.serving.streams import EventStream
 
 
@@ -43,5 +45,6 @@ def test_a_client_that_does_not_read_loses_its_place_when_its_time_is_over(monke
             response = EventStream(endless(), {}, stack.pop_all(), 0.1)
         await response({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
 
-    asyncio.run(asyncio.wait_for(answer(), 60))
+    with pytest.raises(ApiError, match=r"no answer within serve.timeout=0\.1 s"):
+        asyncio.run(asyncio.wait_for(answer(), 60))
     assert left.is_set()
