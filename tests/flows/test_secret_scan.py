@@ -1,5 +1,6 @@
 """A flow with a token in every place where people keep one leaves none behind: bytes searched, and a scanner asked."""
 
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -19,6 +20,11 @@ PLANTED = {
 NETRC = "planted-netrc-password-0005"
 REMOTE = "ghp_" + "plantedINgitCONFIG000000000000000006"
 UNCOMMITTED = "glpat-" + "plantedINaFILE00000007"
+IN_CODE = {
+    "HUB": "hf_" + "plantedINcode000000008",
+    "PASSWORD": "a long s3cret 0009",
+    "OWN": PLANTED["MLFLOW_TRACKING_TOKEN"],  # looks like no secret, but is one of the environment
+}
 PLUGINS = ("AWSKeyDetector", "BasicAuthDetector", "GitHubTokenDetector", "GitLabTokenDetector", "OpenAIDetector")
 
 
@@ -54,8 +60,10 @@ def test_tokens_planted_everywhere_are_found_nowhere_afterwards(tmp_path: Path) 
     run("git", "remote", "add", "origin", remote, cwd=checkout)
     with (checkout / "README.md").open("a") as readme:
         readme.write(f'\ntoken = "{UNCOMMITTED}"\n')
+    with (checkout / "steps" / "sweep.py").open("a") as source:
+        source.writelines(f'\n{name} = "{value}"' for name, value in IN_CODE.items())
     (tmp_path / "home" / ".netrc").write_text(f"machine example.org login me password {NETRC}\n")
-    secrets = [*PLANTED.values(), NETRC, REMOTE, UNCOMMITTED]
+    secrets = [*PLANTED.values(), NETRC, REMOTE, UNCOMMITTED, *IN_CODE.values()]
 
     lines: set[str] = set()
     over = threading.Event()
@@ -77,7 +85,12 @@ def test_tokens_planted_everywhere_are_found_nowhere_afterwards(tmp_path: Path) 
         over.set()
         watcher.join()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert list((tmp_path / "user").rglob("code.diff")), "the change that is not committed is stored"
+    diffs = [path.read_text() for path in (tmp_path / "user").rglob("code.diff")]
+    assert diffs, "the change that is not committed is stored"
+    assert all('+PASSWORD = "***"' in diff for diff in diffs)
+    with sqlite3.connect(tmp_path / "user" / "mlflow.db") as database:
+        urls = database.execute("SELECT value FROM tags WHERE key = 'mlflow.source.git.repoURL'").fetchall()
+    assert urls == [("https://example.org/them/project.git",)] * 2, "the chain's and the step's"
     (tmp_path / "user" / "output.txt").write_text(done.stdout + done.stderr)
     left = [path for name in ("user", "temp") for path in (tmp_path / name).rglob("*") if path.is_file()]
     assert {(path, secret) for path in left for secret in secrets if secret.encode() in path.read_bytes()} == set()
