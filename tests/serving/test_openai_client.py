@@ -96,6 +96,13 @@ def test_prompts_are_continued(server: Server) -> None:
     assert "".join(chunk.choices[0].text for chunk in stream) == answer.choices[0].text
 
 
+@pytest.mark.parametrize("prompt", [[1, 2], [[1, 2], [3]]])
+def test_prompts_of_token_ids_are_refused_as_what_they_are(server: Server, prompt: list) -> None:
+    with pytest.raises(openai.BadRequestError, match="send text, not token ids") as refused:
+        server.client().completions.create(model="tiny", prompt=prompt)
+    assert refused.value.param == "prompt"
+
+
 def test_log_probabilities_are_given_whole_and_in_a_stream(server: Server) -> None:
     options = {"model": "tiny", "messages": QUESTION, "logprobs": True, "top_logprobs": 2}
     whole = server.client().chat.completions.create(**options).choices[0]

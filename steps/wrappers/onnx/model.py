@@ -125,6 +125,8 @@ class OnnxChatModel(PythonModel):
         """Return *row*, of the Completions interface, checked: a request for each of its prompts."""
         check_completion_fields(row)
         prompts = row.get("prompt")
+        if isinstance(prompts, list) and any(isinstance(each, int | list) for each in prompts):
+            refuse(f"prompt={brief(prompts)} is not supported: send text, not token ids")
         requests = []
         for prompt in prompts if isinstance(prompts, list) and prompts else [prompts]:
             ids = self._prompt_ids({"prompt": prompt})
