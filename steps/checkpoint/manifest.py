@@ -137,10 +137,15 @@ def require_one_layout(folder: Path) -> None:
 
 
 def require_weights(folder: Path) -> None:
-    """Raise StepError unless *folder* holds model.safetensors, or every file that its index names."""
+    """Raise StepError unless *folder* holds model.safetensors, or all that its index names, and no link to nowhere."""
     if not folder.is_dir():
         msg = f"{folder} is no folder: name the folder that holds config.json and model*.safetensors"
         raise StepError(msg)
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not path.exists() and any(path.match(pattern) for pattern in NEEDED):
+            fact = f"{path} is a link to {path.readlink()}, which is not there"
+            msg = f"{fact}: copy the checkpoint with what its links lead to (cp -rL)"
+            raise StepError(msg)
     if not any(path.suffix == ".safetensors" for path in needed_files(folder)):
         near = [*folder.glob("*"), *folder.glob("*/config.json"), *folder.glob("*/*/config.json")]
         remedy = instead_of_weights(path.relative_to(folder).as_posix() for path in near)

@@ -38,6 +38,12 @@ NEUTRAL: dict[str, object] = {
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """What changes an answer that is sampled."""
 
+PLAIN = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+    *("max_length", "max_new_tokens", "use_cache", "transformers_version", "_from_model_config"),
+)
+"""What changes no answer here: both wrappers set the end tokens and the length themselves."""
+
 
 def end_tokens(folder: Path) -> list[int]:
     """Return the ids of the tokens that end an answer, all that the checkpoint in *folder* names, without doubles.
@@ -70,7 +76,7 @@ def neutral_options(folder: Path) -> dict[str, object]:
 def not_applied(folder: Path) -> dict[str, object]:
     """Return the settings of generation_config.json in *folder* that would change an answer and are not applied."""
     found = _generation_settings(folder)
-    asked = {key: found[key] for key in (*NEUTRAL, *SAMPLING) if key in found}
+    asked = {key: value for key, value in found.items() if key not in PLAIN}
     return {key: value for key, value in asked.items() if value not in (None, False, NEUTRAL.get(key))}
 
 
@@ -100,6 +106,9 @@ def corrections(snapshot: Path) -> dict[str, dict[str, Any]]:
     if config.get("attn_logit_softcapping") is not None and "attn_implementation" not in config:
         # Gemma 2: the attention that transformers takes by itself leaves the cap out.
         found["config.json"] = config | {"attn_implementation": "eager"}
+    if set(not_applied(snapshot)) - {*NEUTRAL, *SAMPLING}:
+        # Stop strings, other ways to decode, time limits: no argument of generate undoes all of them.
+        found["generation_config.json"] = generation_config(snapshot)
     if (settings := corrected_settings(snapshot)) is not None:
         found["tokenizer_config.json"] = settings
     return found

@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
             msg = f"{path} is a Git LFS pointer, not the file: fetch it with git lfs pull"
             raise StepError(msg)
         content = json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         msg = f"{path} cannot be read ({in_one_line(error)}): save the checkpoint again"
         raise StepError(msg) from error
     if not isinstance(content, dict):

@@ -269,6 +269,18 @@ def test_a_file_is_no_folder(checkpoint: Path) -> None:
         require_weights(checkpoint / "model.safetensors")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "generation_config.json"])
+def test_a_link_that_leads_nowhere_is_refused_as_what_it_is(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    (checkpoint / name).symlink_to("../../blobs/1234")
+    assert f"{name} is a link to ../../blobs/1234, which is not there: copy the checkpoint" in refusal(checkpoint)
+
+
+def test_json_that_is_nested_too_deeply_is_refused(checkpoint: Path) -> None:
+    (checkpoint / "generation_config.json").write_text("[" * 100_000)
+    assert "generation_config.json cannot be read (RecursionError" in refusal(checkpoint)
+
+
 def test_an_adapter_on_a_hub_is_named_for_what_it_is(tmp_path: Path) -> None:
     with serving_hub(tmp_path / "huggingface") as hub:
         hub.repository("some/adapter").commit({"adapter_config.json": b"{}", "adapter_model.safetensors": b"1"})

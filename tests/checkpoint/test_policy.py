@@ -3,13 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 import torch
 from mlflow.models import Model
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, pipeline
 
 from steps.build_pipeline_wrapper import log_pipeline
 from steps.checkpoint.onnx_export import build_onnx
@@ -131,3 +132,19 @@ def test_both_wrappers_have_the_ids_and_the_end_tokens_of_the_checkpoint(store: 
         assert tokenizer.decode(ids) == "hello world"
         (answer,) = model.predict({"messages": [{"role": "user", "content": "hello world"}], "max_tokens": 8})
         assert answer["usage"]["completion_tokens"] <= 8
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"stop_strings": ["Madrid"]}, {"penalty_alpha": 0.6, "top_k": 4}, {"max_time": 1e-4}, {"num_return_sequences": 2}],
+)
+def test_no_other_way_to_decode_or_stop_that_a_checkpoint_asks_for_reaches_the_answer(
+    checkpoint: Path, asked: dict[str, object]
+) -> None:
+    change(checkpoint, "generation_config.json", **asked)
+    assert not_applied(checkpoint) == asked
+    question = [{"role": "user", "content": "What is the capital of Spain?"}]
+    with only_needed(checkpoint) as own:
+        answers: Any = pipeline("text-generation", model=str(own), device="cpu")
+        (answer,) = answers(question, max_new_tokens=20, do_sample=False, **neutral_options(checkpoint))
+    assert answer["generated_text"][-1]["content"] == "The capital of Spain is Madrid."
