@@ -34,9 +34,10 @@ def runs(condition: str = "") -> list[Run]:
 
 def is_logging() -> bool:
     """Whether a run is logging a model: the model is there, and PENDING."""
-    at_work = {one.info.run_id for one in runs("attributes.status = 'RUNNING'")}
-    models = MlflowClient().search_logged_models(["0"])
-    return any(str(each.status) == "PENDING" and each.source_run_id in at_work for each in models)
+    pending = {
+        each.source_run_id for each in MlflowClient().search_logged_models(["0"]) if str(each.status) == "PENDING"
+    }
+    return bool(pending) and any(one.info.run_id in pending for one in runs("attributes.status = 'RUNNING'"))
 
 
 def test_after_each_signal_nothing_lives_on_and_the_same_command_completes(store: str) -> None:

@@ -22,7 +22,7 @@ from steps.logged_models.logged_model import checked_model, model_damage
 from steps.records.errors import StepError
 from steps.records.tags import FINGERPRINT
 from tests.conftest import ROOT, run
-from tests.marked_processes import MARK, processes_of
+from tests.marked_processes import MARK, ON_A_BUSY_MACHINE, processes_of
 from tests.registry.models import built
 from tests.servers import NO_JOBS, free_port, wait_for
 
@@ -136,7 +136,7 @@ def test_a_flow_whose_server_stays_away_ends_and_the_next_closes_and_completes_i
         server.go()
         _output, errors = process.communicate()
     assert process.returncode == 1
-    psutil.wait_procs(list(processes_of(f"{server.port} fetch_model")), timeout=5)
+    psutil.wait_procs(list(processes_of(f"{server.port} fetch_model")), timeout=ON_A_BUSY_MACHINE)
     assert not list(processes_of(f"{server.port} fetch_model"))
     line = f"the tracking server {server.url} does not answer: start it, and give the same command again"
     assert f"fetch_model: {line}" in errors

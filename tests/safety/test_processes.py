@@ -20,7 +20,7 @@ from steps.records.tags import PROCESS
 from steps.safety import processes
 from steps.safety.processes import close_abandoned_runs, process_tag
 from tests.conftest import PROGRAMS, ROOT
-from tests.marked_processes import PROMISED_SECONDS
+from tests.marked_processes import ON_A_BUSY_MACHINE, PROMISED_SECONDS
 
 
 def start(name: str, *arguments: str) -> "subprocess.Popen[str]":
@@ -181,7 +181,7 @@ def test_a_step_ends_when_its_chain_is_gone(number: int) -> None:
         child = psutil.Process(int(line_of(parent)))
         assert line_of(parent) == "watches"
         os.kill(parent.pid, number)
-        child.wait(timeout=30)  # before it ends by itself
+        child.wait(timeout=ON_A_BUSY_MACHINE)  # before it ends by itself
 
 
 @pytest.mark.slow
@@ -209,7 +209,7 @@ def test_a_chain_whose_launcher_is_gone_closes_the_run_of_a_step_that_does_not_e
         chain = psutil.Process(int(line_of(parent)))
         assert line_of(parent) == "started"
         parent.kill()
-        chain.wait(timeout=30)
+        chain.wait(timeout=ON_A_BUSY_MACHINE)
     runs = mlflow.MlflowClient().search_runs(["0"])
     assert {run.info.run_name: run.info.status for run in runs} == {"main": "KILLED", "fetch_model": "KILLED"}
 
