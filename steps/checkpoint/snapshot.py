@@ -8,7 +8,7 @@ import mlflow
 from mlflow.entities import Run
 
 from steps.checkpoint.hub_cache import restore
-from steps.checkpoint.manifest import FILES, MANIFEST, Manifest, verify
+from steps.checkpoint.manifest import FILES, MANIFEST, Manifest, needed_files, verify
 from steps.config.schema import project_path
 from steps.records.artifacts import as_folder
 from steps.records.errors import StepError
@@ -37,4 +37,8 @@ def present(fetch: Run) -> Iterator[Path]:
             msg = f"{fact}: put it back, or run fetch_model here with -P model.path=<where the checkpoint is>"
             raise StepError(msg)
         verify(manifest, folder)
+        known = {file.path for file in manifest.files}
+        if new := [path for path in needed_files(folder) if path.relative_to(folder).as_posix() not in known]:
+            msg = f"{new[0]} came after fetch_model read the folder in run {fetch.info.run_id}: run fetch_model again"
+            raise StepError(msg)
         yield folder

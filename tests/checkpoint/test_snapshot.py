@@ -167,6 +167,18 @@ def test_a_large_local_snapshot_is_found_in_its_folder_and_must_be_unchanged(che
         pass
 
 
+def test_a_file_that_came_into_a_local_folder_after_it_was_fetched_is_named(checkpoint: Path, store: str) -> None:
+    fetch = logged(fetch_local(checkpoint))
+    (checkpoint / "notes.txt").write_text("no part of a checkpoint")
+    assert_present(fetch, checkpoint)
+    (checkpoint / "generation_config.json").write_text('{"eos_token_id": 5}')
+    says = (
+        rf"generation_config\.json came after fetch_model read the folder in run {fetch.info.run_id}: run fetch_model"
+    )
+    with pytest.raises(StepError, match=says), present(fetch):
+        pass
+
+
 def test_a_local_folder_that_is_not_there_is_named_with_the_run_that_read_it(checkpoint: Path, store: str) -> None:
     fetch = logged(fetch_local(checkpoint))
     shutil.rmtree(checkpoint)
