@@ -94,6 +94,7 @@ def test_tokens_planted_everywhere_are_found_nowhere_afterwards(tmp_path: Path) 
     (tmp_path / "user" / "output.txt").write_text(done.stdout + done.stderr)
     left = [path for name in ("user", "temp") for path in (tmp_path / name).rglob("*") if path.is_file()]
     assert {(path, secret) for path in left for secret in secrets if secret.encode() in path.read_bytes()} == set()
+    assert any("steps.main" in line for line in lines), "the command lines were seen"
     assert not [line for line in lines for secret in secrets if secret in line]
     assert scanned(tmp_path / "user") == []
 
