@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import machine
-from steps.checkpoint.onnx_export import builder_command, completed_checkpoint
 from steps.config.onnx import ExecutionProvider
 from steps.config.schema import ROOT
+from steps.onnx_build.export import builder_command, completed_checkpoint
 from steps.records.errors import first_line, in_one_line
 from steps.records.onnx_recipes import Recipe
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from steps.checkpoint.onnx_export import build_onnx, recipe_of
 from steps.config.command_line import compose_config
+from steps.onnx_build.export import build_onnx, recipe_of
 
 
 def make_onnx(checkpoint: Path, work: Path, *overrides: str) -> Path:

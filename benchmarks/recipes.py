@@ -31,8 +31,8 @@ import numpy.typing as npt
 from benchmarks.gguf_files import FULL, make_gguf, weight_bytes, weight_types
 from benchmarks.llama_cpp_recipes import CLOSEST, KINDS, LlamaCpp
 from benchmarks.report import in_turns, machine, ratio
-from steps.checkpoint.shared_embedding import share_embedding
 from steps.evaluation.fidelity import Text, chunks, compare, fidelity_metrics, joined, measured_rows
+from steps.onnx_build.shared_embedding import share_embedding
 from steps.records.onnx_recipes import LADDER, Recipe, builder_arguments, unusable
 
 ROOT = Path(__file__).resolve().parent.parent

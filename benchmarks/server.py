@@ -39,10 +39,10 @@ import mlflow
 from benchmarks.contenders import BareLoop
 from benchmarks.report import machine
 from steps.build_onnx_wrapper import log_wrapper
-from steps.checkpoint.onnx_export import build_onnx
 from steps.config.command_line import compose_config
 from steps.config.onnx import ExecutionProvider
 from steps.config.schema import ROOT
+from steps.onnx_build.export import build_onnx
 from steps.records.onnx_recipes import Recipe
 from steps.wrappers.onnx.cpus import usable_cpus
 from tests.servers import free_port, process, wait_for

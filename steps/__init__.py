@@ -4,7 +4,8 @@
     fetch_model, build_pipeline_wrapper, build_onnx_wrapper, evaluate, register    the steps
     serve, export, monitor    what follows: the champion served, exported, watched
 
-    checkpoint     a model's files, complete, from a folder or a hub; their export to ONNX
+    checkpoint     a model's files, complete, from a folder or a hub
+    onnx_build     from a checkpoint to a folder that onnxruntime-genai runs
     wrappers       code that travels inside the logged model
     logged_models  a logged model: what it holds, in a process of its own, as a language model
     ladder         onnx=auto: builds recipes until one keeps the fidelity gates

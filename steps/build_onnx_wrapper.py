@@ -19,7 +19,6 @@ import mlflow
 from steps.checkpoint.checks import require_buildable
 from steps.checkpoint.hub import fetch_onnx
 from steps.checkpoint.manifest import MANIFEST
-from steps.checkpoint.onnx_export import build_onnx, recipe_of, require_runnable
 from steps.checkpoint.policy import end_tokens, replace_json
 from steps.checkpoint.snapshot import present
 from steps.checkpoint.tokenizer_check import read_json, read_settings
@@ -28,6 +27,7 @@ from steps.config.schema import Config
 from steps.extras.calibration import calibrate
 from steps.logged_models.logged_model import logged_folder, record_model, without_bytecode
 from steps.logged_models.requirements import locked
+from steps.onnx_build.export import build_onnx, recipe_of, require_runnable
 from steps.records.errors import StepError
 from steps.records.files import describe, digest, files_below
 from steps.records.step import Inputs, Outputs

@@ -17,11 +17,11 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from steps.checkpoint.onnx_export import build_onnx
 from steps.config.onnx import ExecutionProvider
 from steps.config.schema import CANDIDATES, Config, Evaluate, project_path
 from steps.evaluation.tasks import Example, read_examples
 from steps.flow.runs import run_name, run_step
+from steps.onnx_build.export import build_onnx
 from steps.records.onnx_recipes import Recipe
 from steps.records.tags import outputs
 from tests.shared_flow import COMMAND, Flow

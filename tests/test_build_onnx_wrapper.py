@@ -17,17 +17,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from steps.build_onnx_wrapper import fetch_prebuilt
 from steps.checkpoint.checks import known_architectures
-from steps.checkpoint.onnx_export import (
+from steps.config.command_line import compose_config
+from steps.config.onnx import BuildOnnxWrapper
+from steps.logged_models.logged_model import logged_folder
+from steps.logged_models.process import candidate
+from steps.onnx_build.export import (
     SLIDING_WINDOW,
     completed_checkpoint,
     equal_position_limits,
     layer_types,
     norm_epsilon,
 )
-from steps.config.command_line import compose_config
-from steps.config.onnx import BuildOnnxWrapper
-from steps.logged_models.logged_model import logged_folder
-from steps.logged_models.process import candidate
 from steps.records.errors import StepError
 from steps.records.tags import outputs
 from steps.wrappers.onnx.tokenizer import ChatTokenizer

@@ -1,4 +1,4 @@
-"""A model's files: where they come from, whether they are whole, and how they become ONNX.
+"""A model's files: where they come from, whether they are whole, and whether they can be used.
 
 manifest.py          the files of a checkpoint, with sizes and hashes, as one step hands them to the next
 hub.py               the checkpoint or the prebuilt ONNX folder of a repository of the hub
@@ -9,7 +9,4 @@ checks.py            can this checkpoint become what was asked for? asked before
 tokenizer_check.py   the checks of tokenizer and chat template
 weights_check.py     the checks of the safetensors headers
 policy.py            the files, end tokens and sampling that both wrappers take from a checkpoint
-onnx_export.py       from a checkpoint to an ONNX folder, in a process of its own
-builder.py           onnxruntime-genai's builder, as a command that holds one matrix in fp32 at a time
-shared_embedding.py  an embedding that is read from the 8 bits of the head
 """

@@ -13,7 +13,6 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run
 
-from steps.checkpoint.onnx_export import build_onnx
 from steps.config.onnx import BuildOnnxWrapper, Ladder
 from steps.config.schema import BUILD
 from steps.evaluation.fidelity import fidelity_metrics
@@ -28,6 +27,7 @@ from steps.ladder.beside_checkpoint import (
 )
 from steps.ladder.rungs import REFERENCE_DTYPE, SKIPPED, Rung, facts_of, finished_rung, rung_run
 from steps.logged_models.process import apart
+from steps.onnx_build.export import build_onnx
 from steps.records import artifacts
 from steps.records.errors import StepError, one_line
 from steps.records.onnx_recipes import LADDER, Recipe, unusable

@@ -13,12 +13,12 @@ from types import ModuleType
 import mlflow
 from mlflow.entities import Run
 
-from steps.checkpoint import onnx_export, shared_embedding
 from steps.config.schema import ROOT
 from steps.evaluation import fidelity
 from steps.ladder import beside_checkpoint
 from steps.ladder.beside_checkpoint import Material
 from steps.logged_models import language_model
+from steps.onnx_build import export, external_data, scales, shared_embedding
 from steps.records import onnx_recipes
 from steps.records.errors import StepError, one_line
 from steps.records.files import hash_file, hash_text
@@ -33,9 +33,11 @@ REFERENCE_DTYPE = "reference.dtype"
 """The tag of a rung's run with the dtype that the checkpoint computed in."""
 
 MADE_BY: tuple[ModuleType, ...] = (
-    onnx_export,
-    onnx_recipes,
+    export,
+    external_data,
+    scales,
     shared_embedding,
+    onnx_recipes,
     fidelity,
     language_model,
     beside_checkpoint,

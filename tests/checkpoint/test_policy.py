@@ -13,11 +13,11 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, pipeline
 
 from steps.build_pipeline_wrapper import log_pipeline
-from steps.checkpoint.onnx_export import build_onnx
 from steps.checkpoint.policy import end_tokens, generation_config, neutral_options, not_applied, only_needed
 from steps.config.command_line import compose_config
 from steps.config.onnx import ExecutionProvider
 from steps.logged_models.logged_model import logged_folder
+from steps.onnx_build.export import build_onnx
 from steps.records.onnx_recipes import Recipe
 from tests.checkpoint.test_checks import change, checkpoint, llama
 from tests.families import FAMILIES, save_checkpoint

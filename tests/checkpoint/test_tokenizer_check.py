@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 from steps.checkpoint.checks import require_end
-from steps.checkpoint.onnx_export import build_onnx
 from steps.checkpoint.policy import end_tokens, only_needed
 from steps.checkpoint.snapshot import present
 from steps.checkpoint.tokenizer_check import load_tokenizer, read_settings, require_template
 from steps.config.command_line import compose_config
+from steps.onnx_build.export import build_onnx
 from steps.records.onnx_recipes import Recipe
 from steps.wrappers.onnx.tokenizer import ChatTokenizer
 from tests.checkpoint.test_checks import change

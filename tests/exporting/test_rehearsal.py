@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from steps.checkpoint.onnx_export import build_onnx
 from steps.config.onnx import ExecutionProvider
 from steps.exporting.folder import EXAMPLE
 from steps.exporting.rehearsal import Recorded, conversations_with, readable, rehearse_example
+from steps.onnx_build.export import build_onnx
 from steps.records.errors import StepError
 from steps.records.onnx_recipes import Recipe
 from tests.families import FAMILIES, save_checkpoint

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from steps.checkpoint.onnx_export import build_onnx, recipe_of
 from steps.config.command_line import compose_config
 from steps.extras.auto_round_int4 import own_texts, pieces
 from steps.extras.calibration import calibrate
 from steps.flow.fingerprint import differences, fingerprint
+from steps.onnx_build.export import build_onnx, recipe_of
 from steps.records.errors import ConfigError, StepError
 from tests.conftest import TINY, do_step
 from tests.families import logits_of

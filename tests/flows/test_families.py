@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steps.build_onnx_wrapper import log_wrapper
 from steps.build_pipeline_wrapper import log_pipeline
-from steps.checkpoint import onnx_export
-from steps.checkpoint.onnx_export import build_onnx
 from steps.config.command_line import compose_config
 from steps.config.onnx import ExecutionProvider
 from steps.logged_models.language_model import OnnxModel, TorchModel
+from steps.onnx_build import export
+from steps.onnx_build.export import build_onnx
 from steps.records.onnx_recipes import Recipe
 from steps.wrappers.onnx.detokenizer import Detokenizer
 from steps.wrappers.onnx.tokenizer import ChatTokenizer
@@ -138,7 +138,7 @@ def test_a_mistral_exported_as_it_is_forgets_its_window(
     built: Callable[[str], Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = built("mistral")
-    monkeypatch.setattr(onnx_export, "SLIDING_WINDOW", {})
+    monkeypatch.setattr(export, "SLIDING_WINDOW", {})
     build_onnx(model.checkpoint, tmp_path / "onnx", FP32, ExecutionProvider.cpu, tmp_path / "log")
     difference = np.abs(logits_of(tmp_path / "onnx", model.tokens) - model.logits).max(axis=1)
     assert difference[:WINDOW].max() <= 1e-3

@@ -14,10 +14,10 @@ from mlflow.entities import Run
 from safetensors.torch import load_file, save_file
 
 from steps.build_onnx_wrapper import log_wrapper
-from steps.checkpoint.onnx_export import build_onnx
 from steps.config.command_line import compose_config
 from steps.config.onnx import ExecutionProvider
 from steps.logged_models.logged_model import logged_folder, record_model
+from steps.onnx_build.export import build_onnx
 from steps.records.onnx_recipes import Recipe
 from steps.records.tags import DIGEST, OUTPUT
 from steps.registry.aliases import changing, history, make_champion, number_with

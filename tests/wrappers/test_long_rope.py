@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from steps.checkpoint.onnx_export import build_onnx
 from steps.config.onnx import ExecutionProvider
+from steps.onnx_build.export import build_onnx
 from steps.records.onnx_recipes import Recipe
 from steps.wrappers.onnx.engine.og_model import LONG_ROPE_LIMIT, OgModel
 from steps.wrappers.onnx.engine.runner import StepCost

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from steps.checkpoint.onnx_export import build_onnx, recipe_of
 from steps.config.command_line import compose_config
+from steps.onnx_build.export import build_onnx, recipe_of
 from steps.wrappers.onnx.engine import scheduler as scheduler_module
 from steps.wrappers.onnx.engine.og_model import OgModel
 from steps.wrappers.onnx.engine.prefix_cache import BLOCK_SIZE

@@ -4,19 +4,16 @@ onnxruntime-genai's builder shares a quantised table in int4 builds only. Beside
 a second time, as fp32: four times the head's own bytes.
 """
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from steps.onnx_build.external_data import MODEL, mapped, rewrite
 from steps.records.errors import StepError
 
-MODEL = "model.onnx"
 ROWS = 4096
 """Of a table that are compared at a time."""
 
@@ -44,7 +41,7 @@ def share_embedding(folder: Path) -> int:
     tied = _tied_table(model)
     _require_same_weights(folder, model, tied)
     _read_from_head(model, tied)
-    return _rewrite(folder, model)
+    return rewrite(folder, model, {})
 
 
 def _tied_table(model: ModelProto) -> TiedTable:
@@ -74,10 +71,10 @@ def _require_same_weights(folder: Path, model: ModelProto, tied: TiedTable) -> N
 
     The formula and the shapes: MatMulNBits in onnxruntime's ContribOperators.md.
     """
-    mapped = {tensor.name: _map(folder, tensor) for tensor in model.graph.initializer if tensor.external_data}
-    table = mapped[tied.embedding.input[0]]
+    arrays = {tensor.name: mapped(folder, tensor) for tensor in model.graph.initializer if tensor.external_data}
+    table = arrays[tied.embedding.input[0]]
     blocks = (len(table), -1, tied.block)
-    head, scales, *zeros = (mapped[name] for name in tied.head.input[1:] if name)
+    head, scales, *zeros = (arrays[name] for name in tied.head.input[1:] if name)
     for at in range(0, len(table), ROWS):
         rows = slice(at, at + ROWS)
         step = scales.reshape(len(table), -1, 1)[rows]
@@ -87,13 +84,6 @@ def _require_same_weights(folder: Path, model: ModelProto, tied: TiedTable) -> N
         if not (error <= np.abs(step) * 1.01).all():
             msg = "the checkpoint's embedding differs from its head: choose a recipe that does not share them"
             raise StepError(msg)
-
-
-def _map(folder: Path, tensor: TensorProto) -> npt.NDArray[Any]:
-    external = {entry.key: entry.value for entry in tensor.external_data}
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    offset = int(external.get("offset", 0))
-    return np.memmap(folder / external["location"], dtype, "r", offset, tuple(tensor.dims))
 
 
 def _read_from_head(model: ModelProto, tied: TiedTable) -> None:
@@ -119,36 +109,3 @@ def _read_from_head(model: ModelProto, tied: TiedTable) -> None:
     tied.embedding.CopyFrom(shared)
     model.graph.initializer.remove(table)
     model.graph.initializer.append(rows)
-
-
-def _rewrite(folder: Path, model: ModelProto) -> int:
-    external = [tensor for tensor in model.graph.initializer if tensor.external_data]
-    (name,) = {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
-    before: int = (folder / name).stat().st_size
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        with (folder / name).open("rb") as old, (Path(work) / name).open("wb") as new:
-            _copy_tensors(external, old, new)
-        onnx.save(model, Path(work) / MODEL)
-        # The data first: with it, the old graph cannot be loaded, so that no half of a rewrite is taken for a model.
-        for file in (name, MODEL):
-            (Path(work) / file).replace(folder / file)
-    return before - int((folder / name).stat().st_size)
-
-
-def _copy_tensors(tensors: list[TensorProto], old: BinaryIO, new: BinaryIO) -> None:
-    moved: dict[tuple[int, int], int] = {}
-    for tensor in tensors:
-        entries = {entry.key: entry for entry in tensor.external_data}
-        place = int(entries["offset"].value), int(entries["length"].value)
-        if place not in moved:
-            moved[place] = new.tell()
-            _copy(old, new, *place)
-        entries["offset"].value = str(moved[place])
-
-
-def _copy(old: BinaryIO, new: BinaryIO, offset: int, length: int) -> None:
-    old.seek(offset)
-    while length:
-        piece = old.read(min(length, 1 << 22))
-        new.write(piece)
-        length -= len(piece)

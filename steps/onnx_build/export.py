@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steps.checkpoint import builder
 from steps.checkpoint.policy import generation_config, link_files, replace_json
-from steps.checkpoint.shared_embedding import share_embedding
 from steps.config.onnx import BuildOnnxWrapper, ExecutionProvider
 from steps.config.schema import ROOT
+from steps.onnx_build import builder
+from steps.onnx_build.scales import halve_scales
+from steps.onnx_build.shared_embedding import share_embedding
 from steps.records.errors import StepError
 from steps.records.onnx_recipes import Recipe, builder_arguments, unusable
 
@@ -50,6 +51,7 @@ def build_onnx(snapshot: Path, output: Path, recipe: Recipe, provider: Execution
         raise StepError(msg)
     if recipe.shares_after_the_build:
         share_embedding(output)
+    halve_scales(output)
 
 
 def norm_epsilon(config: Mapping[str, Any]) -> dict[str, Any]:

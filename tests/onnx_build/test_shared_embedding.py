@@ -1,33 +1,23 @@
 """An embedding that is read from the head's 8 bits: the same logits in fewer bytes, or the folder as it was."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from steps.checkpoint.shared_embedding import share_embedding
+from steps.onnx_build.shared_embedding import share_embedding
 from steps.records.errors import StepError
-from steps.records.onnx_recipes import Recipe, builder_arguments
-from tests.families import FAMILIES, logits_of, save_checkpoint
+from steps.records.onnx_recipes import Recipe
+from tests.families import logits_of
+
+from .conftest import build
 
 pytestmark = pytest.mark.slow
 
 TOKENS = list(range(3, 300, 7))
-
-
-def build(recipe: Recipe, folder: Path, *, tied: bool) -> Path:
-    """Return the ONNX folder that og's builder makes of a tiny Llama of random weights."""
-    checkpoint = save_checkpoint(FAMILIES["llama"], folder / "checkpoint", tie_word_embeddings=tied)
-    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", f"{folder}/onnx"]
-    command = [*builder, "-e", "cpu", "-c", f"{folder}/cache", *builder_arguments(recipe)]
-    subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, check=True)
-    return folder / "onnx"
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -1,6 +1,6 @@
 """onnxruntime-genai's builder as a command that holds one matrix in fp32 at a time, where the builder itself holds all.
 
-    python -m steps.checkpoint.builder (the arguments of onnxruntime_genai.models.builder)
+    python -m steps.onnx_build.builder (the arguments of onnxruntime_genai.models.builder)
 
 The builder quantises the whole graph in one pass, for which all weights become fp32: at its peak it needs three times
 a bf16 checkpoint. Its quantisers look at one matrix at a time, so a pass over a graph of a single MatMul gives the same

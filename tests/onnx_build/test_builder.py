@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from benchmarks.random_phi3 import Size, make_checkpoint
-from steps.checkpoint.onnx_export import builder_command
 from steps.config.onnx import ExecutionProvider
+from steps.onnx_build.export import builder_command
 from steps.records.onnx_recipes import Recipe
 from tests.conftest import TINY
 
