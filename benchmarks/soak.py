@@ -38,7 +38,7 @@ def memory(port: int) -> dict[str, int]:
     }
     found = {"server": server}
     for child in server.children(recursive=True):
-        found["trace writer" if "steps.serving.trace_writer" in child.cmdline() else "engine"] = child
+        found["trace writer" if "steps.serving.tracing.writer" in child.cmdline() else "engine"] = child
     return {name: int(each.memory_info().rss) for name, each in found.items()}
 
 

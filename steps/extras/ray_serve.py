@@ -21,7 +21,7 @@ from steps.serving.app import create_app
 from steps.serving.metrics import Metrics
 from steps.serving.models import Files, Models, Served, find
 from steps.serving.server import Follower, key_of
-from steps.serving.traces import Traces
+from steps.serving.tracing.traces import Traces
 
 
 def application(arguments: Mapping[str, object]) -> Any:  # noqa: ANN401  # Ray's Application

@@ -12,8 +12,7 @@ A request passes these files in this order:
     answers.py             OpenAI's objects
     streams.py             server-sent events, and clients that do not read them
     metrics.py             what Prometheus reads
-    traces.py              what is kept of each request, for monitor
-    trace_writer.py        the process that writes it to MLflow
+    tracing/               what is kept of each request, for monitor
     errors.py              the errors that a client gets
 
 chat.html is the page at /. docs/guides/serve.md is the guide.

@@ -26,7 +26,7 @@ from steps.serving.guard import Guard, error_response
 from steps.serving.metrics import Metrics
 from steps.serving.models import Models, Served
 from steps.serving.streams import EventStream, events
-from steps.serving.traces import Traces
+from steps.serving.tracing.traces import Traces
 from steps.wrappers.onnx.request import Request as ModelRequest
 
 PAGE = Path(__file__).with_name("chat.html")

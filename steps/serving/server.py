@@ -15,7 +15,7 @@ from steps.records.errors import ConfigError, StepError, in_one_line
 from steps.serving.app import create_app
 from steps.serving.metrics import Metrics
 from steps.serving.models import Files, Models, Served, Target, find
-from steps.serving.traces import Traces
+from steps.serving.tracing.traces import Traces
 
 
 def serve(options: Serve, question: str) -> None:

@@ -9,7 +9,8 @@ from steps.monitoring import window as window_module
 from steps.monitoring.window import read_window
 from steps.records import traces as names
 from steps.records.errors import StepError
-from steps.serving.trace_writer import Record, write
+from steps.serving.tracing.record import Record
+from steps.serving.tracing.writer import write
 from tests.tool_templates import tool
 
 

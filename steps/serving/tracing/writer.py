@@ -10,8 +10,6 @@ import random
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import psutil
 from mlflow import MlflowClient
@@ -24,27 +22,7 @@ from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 from steps.records import traces as names
 from steps.records.errors import in_one_line
 from steps.safety.processes import watch
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is kept of a request that has ended; JSON can hold it. Times are in nanoseconds since 1970.
-
-    `attributes`: everything without text. `sample`: the prompt's beginning, to find its script. If texts are kept:
-    `messages` (role, text), `answers`, and `tools` as JSON.
-    """
-
-    chat: bool
-    model: str
-    version: str
-    started: int
-    ended: int
-    attributes: dict[str, Any]
-    error: str | None = None
-    sample: str = ""
-    messages: Sequence[Sequence[str]] = ()
-    answers: Sequence[str] = ()
-    tools: str = ""
+from steps.serving.tracing.record import Record
 
 
 def write(records: Sequence[Record]) -> None:
