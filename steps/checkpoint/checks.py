@@ -45,6 +45,9 @@ ROPE = {
 }
 """Scalings of rotary positions that are built right, by architecture; measured likewise."""
 
+LONG_ROPE_LIMIT = 4096
+"""The only limit of LongRoPE across which onnxruntime-genai and the wrapper's engine can take an answer."""
+
 
 @cache
 def known_architectures() -> frozenset[str]:
@@ -137,12 +140,18 @@ def require_known_architecture(folder: Path) -> None:
 
 
 def require_known_positions(folder: Path) -> None:
-    """Raise StepError where the builder drops the scaling of rotary positions that config.json in *folder* asks for."""
+    """Raise StepError where the build does not scale rotary positions as config.json in *folder* asks for."""
     architecture = _architecture(folder)
-    for name in _scalings(read_json(folder / "config.json")):
+    config = read_json(folder / "config.json")
+    for name in _scalings(config):
         if name != "default" and name not in ROPE.get(architecture, ()):
             fact = f"config.json in {folder} scales rotary positions as {name!r}, which {architecture} is built without"
             msg = f"{fact}: {OTHER_MODEL}"
+            raise StepError(msg)
+        limit = config.get("original_max_position_embeddings", LONG_ROPE_LIMIT)
+        if name == "longrope" and limit != LONG_ROPE_LIMIT:
+            fact = f"config.json in {folder} has original_max_position_embeddings={limit!r}"
+            msg = f"{fact}, and onnxruntime-genai takes an answer across {LONG_ROPE_LIMIT} only: {OTHER_MODEL}"
             raise StepError(msg)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from mlflow.pyfunc import PyFuncModel
 
 from steps.wrappers.onnx.engine.logprobs import token_logprobs
+from steps.wrappers.onnx.engine.og_model import LONG_ROPE_LIMIT
 from steps.wrappers.onnx.fields import refuse
 from steps.wrappers.onnx.model import OnnxChatModel
 from steps.wrappers.onnx.output import RequestOutput
@@ -44,6 +45,8 @@ class TorchEngine:
     def __init__(self, model: Any, options: Mapping[str, Any]) -> None:  # noqa: ANN401  # transformers has no types
         """*options*: those with which the model was logged; its end tokens are among them."""
         self.context = int(model.config.max_position_embeddings)
+        has_long_rope = model.config.model_type == "phi3" and self.context > LONG_ROPE_LIMIT
+        self._rope_limit = LONG_ROPE_LIMIT if has_long_rope else self.context
         stated = model.generation_config
         ends = options.get("eos_token_id", stated.eos_token_id)
         self._ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
@@ -103,17 +106,25 @@ class TorchEngine:
             output.push([token], self._ends, logprobs)
             return torch.tensor([output.finished.is_set()], device=ids.device)
 
-        ids = torch.tensor([request.prompt], device=self._model.device)
         sampling = {"temperature": max(float(request.temperature), LEAST_TEMPERATURE)}
         sampling |= {"top_p": float(request.top_p), "top_k": request.top_k}
         torch.manual_seed((request.seed + choice) % 2**63)
-        self._model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=request.max_tokens,
-            do_sample=request.temperature > 0,
-            stopping_criteria=[push],
-            # It comes before temperature, top_k and top_p, so it sees the model's own logits.
-            logits_processor=[keep],
-            **(sampling if request.temperature else {}),
-        )
+        while not output.finished.is_set():
+            ids = torch.tensor([request.prompt + output.tokens], device=self._model.device)
+            self._model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=self._most(ids.shape[1], request.max_tokens - len(output.tokens)),
+                do_sample=request.temperature > 0,
+                stopping_criteria=[push],
+                # It comes before temperature, top_k and top_p, so it sees the model's own logits.
+                logits_processor=[keep],
+                **(sampling if request.temperature else {}),
+            )
+
+    def _most(self, length: int, wanted: int) -> int:
+        """Return how many of the *wanted* tokens to generate at once after *length* others.
+
+        Where an answer crosses the limit of LongRoPE, `generate` of transformers 5.17 loses its whole context.
+        """
+        return min(wanted, self._rope_limit + 1 - length) if length <= self._rope_limit else wanted

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from steps.checkpoint.checks import NOT_EQUAL, ROPE, known_architectures, require_usable
+from steps.checkpoint.checks import LONG_ROPE_LIMIT, NOT_EQUAL, ROPE, known_architectures, require_usable
 from steps.checkpoint.hub import fetch_checkpoint
 from steps.checkpoint.manifest import require_weights
 from steps.checkpoint.tokenizer_check import corrected_settings, require_tokenizer
@@ -18,6 +18,7 @@ from steps.checkpoint.weights_check import require_fitting_weights
 from steps.config.command_line import compose_config
 from steps.fetch_model import fetch
 from steps.records.errors import StepError
+from steps.wrappers.onnx.engine import og_model
 from tests.conftest import ROOT
 from tests.families import FAMILIES, save_tokenizer
 from tests.hub_server import serving_hub
@@ -103,6 +104,15 @@ def test_positions_that_the_builder_would_not_scale_are_refused_by_name(tmp_path
         StepError, match=f"scales rotary positions as '{kind}', which LlamaForCausalLM is built without"
     ):
         require_usable(tmp_path, built=True)
+
+
+def test_long_rope_with_a_limit_that_the_engine_does_not_know_is_refused(tmp_path: Path) -> None:
+    config = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "original_max_position_embeddings": 8192}
+    scaled = {"max_position_embeddings": 131072, "rope_scaling": {"type": "longrope", "short_factor": [1.0]}}
+    (tmp_path / "config.json").write_text(json.dumps(config | scaled))
+    with pytest.raises(StepError, match=r"original_max_position_embeddings=8192, and .* across 4096 only"):
+        require_usable(tmp_path, built=True)
+    assert LONG_ROPE_LIMIT == og_model.LONG_ROPE_LIMIT
 
 
 def test_what_the_builder_names_is_refused_or_has_code_of_transformers_own() -> None:

@@ -2,6 +2,7 @@
 
 from functools import cache
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +10,14 @@ import pytest
 from steps.config.onnx import ExecutionProvider
 from steps.onnx_build.export import build_onnx
 from steps.records.onnx_recipes import Recipe
+from steps.serving.transformers_model import TorchEngine
 from steps.wrappers.onnx.engine.og_model import LONG_ROPE_LIMIT, OgModel
 from steps.wrappers.onnx.engine.runner import StepCost
 from steps.wrappers.onnx.engine.scheduler import Scheduler
 from steps.wrappers.onnx.engine.sequence import Sequence
+from steps.wrappers.onnx.output import RequestOutput
+from steps.wrappers.onnx.request import read_request
+from steps.wrappers.onnx.tokenizer import ChatTokenizer
 
 from .conftest import llama_tokenizer, save_tokenizer
 
@@ -113,3 +118,20 @@ def test_an_answer_with_a_schema_does_not_cross_the_limit(long_rope: tuple[Any, 
         errors += engine.step()[1]
     why = "is not usable in an answer across 4096 tokens: max_tokens may be 6 at most after this prompt"
     assert errors == [(4090, "refused", f"response_format {why}")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", LENGTHS.values(), ids=LENGTHS)
+def test_an_answer_of_the_served_pipeline_is_the_checkpoint_s_too(
+    long_rope: tuple[Any, OgModel], length: int, tmp_path: Path
+) -> None:
+    save_tokenizer(llama_tokenizer(), tmp_path)
+    model = long_rope[0]
+    want = expected(model, length)
+    engine = TorchEngine(model, {})
+    request = read_request({"max_tokens": TOKENS}, prompt_of(length), engine.context, TOKENS)
+    output = RequestOutput(request, ChatTokenizer(tmp_path))
+    engine.submit([output])
+    assert output.finished.wait(600)
+    assert (output.finish_reason, output.tokens) == ("length", want)
+    engine.close()
