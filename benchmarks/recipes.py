@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,9 +30,10 @@ import numpy.typing as npt
 from benchmarks.gguf_files import FULL, make_gguf, weight_bytes, weight_types
 from benchmarks.llama_cpp_recipes import CLOSEST, KINDS, LlamaCpp
 from benchmarks.report import in_turns, machine, ratio
+from steps.config.onnx import ExecutionProvider
 from steps.evaluation.fidelity import Text, chunks, compare, fidelity_metrics, joined, measured_rows
-from steps.onnx_build.shared_embedding import share_embedding
-from steps.records.onnx_recipes import LADDER, Recipe, builder_arguments, unusable
+from steps.onnx_build.export import build_onnx
+from steps.records.onnx_recipes import LADDER, Recipe, unusable
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ("README.md", "docs/guides/evaluation.md", "docs/reference/serving.md")
@@ -48,19 +48,14 @@ Figures = dict[str, float]
 
 
 def build(recipe: Recipe, checkpoint: Path, folder: Path) -> Path:
-    """Return *folder* with the build of *checkpoint*, made unless it is there. Raises CalledProcessError."""
+    """Return *folder* with the build of *checkpoint* as the flow makes it, unless it is there. Raises StepError."""
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         made = Path(work) / "onnx"
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(made)]
-        command += ["-e", "cpu", "-c", f"{work}/cache", *builder_arguments(recipe)]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
-        if recipe.shares_after_the_build:
-            share_embedding(made)
+        build_onnx(checkpoint, made, recipe, ExecutionProvider.cpu, Path(work) / "builder.log")
         (made / SECONDS).write_text(str(time.perf_counter() - started))
         made.rename(folder)
     return folder

@@ -162,7 +162,8 @@ def predict_together(
     if not is_pipeline(model):
         return predict_rows(model, chats, options)
     pipeline = model.get_raw_model()
-    if pipeline.tokenizer.pad_token_id is None:
+    pad = pipeline.tokenizer.pad_token_id
+    if pad is None or pad >= pipeline.model.get_input_embeddings().num_embeddings:
         pipeline.tokenizer.pad_token = pipeline.tokenizer.eos_token
     template = pipeline.tokenizer.apply_chat_template
     prompts = [template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]

@@ -1,5 +1,6 @@
 """Steps run side by side where there is room, and all of them end when one signal asks for it."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -29,6 +30,17 @@ def test_results_come_in_the_order_of_the_calls_which_run_at_the_same_time() -> 
 
 def test_one_call_runs_in_the_thread_that_signals_reach() -> None:
     assert side_by_side([threading.current_thread], 2, never) == [threading.main_thread()]
+
+
+@pytest.mark.parametrize(("calls", "jobs", "waiting"), [(2, 2, "PASSIVE"), (2, 1, ""), (1, 2, "")])
+def test_threads_of_processes_that_share_cores_sleep_while_they_wait(
+    monkeypatch: pytest.MonkeyPatch, calls: int, jobs: int, waiting: str
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    ask = [sys.executable, "-c", "import os; print(os.environ.get('OMP_WAIT_POLICY', ''), end='')"]
+    found = side_by_side([partial(subprocess.check_output, ask, text=True)] * calls, jobs, never)
+    assert found == [waiting] * calls
+    assert "OMP_WAIT_POLICY" not in os.environ
 
 
 def test_an_exception_of_one_call_ends_the_processes_of_the_others() -> None:

@@ -1,7 +1,7 @@
 """Answers computed as one batch, and the checkpoint's own tokens: the embedded model as the flow logged it."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -48,11 +48,19 @@ def lose_pad_token(model: PyFuncModel) -> None:
     model.get_raw_model().tokenizer.pad_token = None
 
 
-def test_a_tokenizer_without_a_pad_token_answers_in_batches_too(logged_models: dict[str, Path]) -> None:
+def gain_pad_token(model: PyFuncModel) -> None:
+    """Give the tokenizer one that tokenizer.json does not have: its id is beyond the embedding."""
+    model.get_raw_model().tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+
+
+@pytest.mark.parametrize("change", [lose_pad_token, gain_pad_token])
+def test_a_tokenizer_without_a_pad_token_of_the_model_answers_in_batches_too(
+    logged_models: dict[str, Path], change: Callable[[PyFuncModel], None]
+) -> None:
     examples = examples_of(compose_config(["evaluate.limit=2"]).evaluate) + WORDY
     with candidate("pipeline", logged_models["pipeline"]) as pipeline:
         alone = pipeline.run(ask_alone, pipeline.folder, examples, 32)
-        pipeline.run(lose_pad_token)
+        pipeline.run(change)
         together = pipeline.run(ask_batch, examples, 32)
 
     assert [answer.text for answer in together] == [answer.text for answer in alone]
