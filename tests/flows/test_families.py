@@ -1,4 +1,4 @@
-"""Models of other families go through the whole flow, and compute, read and write what transformers does."""
+"""Models of other families compute, read and write what transformers does, in both wrappers and in the flow."""
 
 import json
 from collections.abc import Callable
