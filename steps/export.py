@@ -60,7 +60,7 @@ def export(version: ModelVersion, folder: Path, *, archive: bool) -> None:
     if os.path.lexists(folder):
         require_same(version, folder)
         print(f"{folder} already holds {uri_of(version)}, complete", flush=True)
-    elif os.path.lexists(packed) and archive:
+    elif os.path.lexists(packed):
         msg = f"export.path={folder}: {packed} exists without its folder: remove it, or choose another path"
         raise StepError(msg)
     else:

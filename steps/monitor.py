@@ -82,9 +82,11 @@ def asked_again(
     if version.tags["wrapper"] == REFERENCE:
         print("monitor.reask: this version is the reference itself, so nothing is asked again", file=sys.stderr)
         return {}
-    examples = examples_of(requests, config.monitor.reask)
+    examples = examples_of(requests, config.monitor.reask, baseline.max_tokens)
     if not examples:
-        print("monitor.reask: no trace has texts: serve with serve.trace_text=true", file=sys.stderr, flush=True)
+        least = f"asked for at least {baseline.max_tokens} tokens, as evaluate did"
+        line = f"monitor.reask: no chat with texts {least}: serve with serve.trace_text=true"
+        print(line, file=sys.stderr, flush=True)
         return {}
     return reask(examples, version, evaluate, baseline, config.evaluate, config.seed)
 

@@ -41,12 +41,19 @@ def of_numbers(live: Sequence[float], task: Sequence[float]) -> Drift:
 
 
 def of_kinds(live: Sequence[str], task: Sequence[str]) -> Drift:
-    """Return how far the distribution of the kinds *live* is from that of *task*: Cramér's V of a chi-squared test."""
+    """Return how far the distribution of the kinds *live* is from that of *task*.
+
+    The size is Cramér's V of their shares, as if both samples were equally large: it does not depend on how many
+    requests there are. p is that of a chi-squared test.
+    """
     ours, theirs = Counter(live), Counter(task)
     kinds = sorted(ours | theirs)
-    margin = math.sqrt(stats.chi2.ppf(CONFIDENCE, max(1, len(kinds) - 1)) / (len(live) + len(task)))
+    degrees = max(1, len(kinds) - 1)
+    # Of the same size where both are equally large, chi-squared is 4 n m / (n + m) times its square.
+    margin = math.sqrt(stats.chi2.ppf(CONFIDENCE, degrees) * (len(live) + len(task)) / (4 * len(live) * len(task)))
     if len(kinds) == 1:
         return Drift(0.0, margin, 1.0)
+    shares = [(ours[kind] / len(live), theirs[kind] / len(task)) for kind in kinds]
+    size = math.sqrt(sum((one - other) ** 2 / (one + other) for one, other in shares) / 2)
     table = [[counts[kind] for kind in kinds] for counts in (ours, theirs)]
-    found = stats.chi2_contingency(table, correction=False)
-    return Drift(math.sqrt(found.statistic / (len(live) + len(task))), margin, float(found.pvalue))
+    return Drift(size, margin, float(stats.chi2_contingency(table, correction=False).pvalue))

@@ -30,7 +30,7 @@ MEANINGS = {
     "first_token.ratio": Meaning("The same, relative to the evaluation's for as long a prompt", "ratio"),
     "drift.prompt_tokens": Meaning("Prompt lengths: largest difference in share (Kolmogorov-Smirnov)", "share"),
     "drift.prompt_tokens_p": Meaning("The same, p-value", ""),
-    "drift.scripts": Meaning("Scripts of prompts: Cramér's V", "share"),
+    "drift.scripts": Meaning("Scripts of prompts: Cramér's V, as of equally large samples", "share"),
     "drift.scripts_p": Meaning("The same, p-value", ""),
     "live.prompts": Meaning("Live prompts asked again", "count"),
     "live.agreement": Meaning("Live prompts: same answer as the reference", "share"),
@@ -63,7 +63,7 @@ def figures_of(requests: Sequence[Request], baseline: Baseline) -> dict[str, flo
         **_compared("cut", [reason == "length" for each in whole for reason in each.finish_reasons], baseline.cut),
         **_compared(
             "repeated",
-            repeated((each.prompt, each.answers[0]) for each in whole if each.answers),
+            repeated((each.prompt, each.answers[0]) for each in _of_one_server(whole) if each.answers),
             repeated(zip(baseline.prompts, baseline.answers, strict=True)),
         ),
         **_latency(answered, baseline),
@@ -83,6 +83,12 @@ def repeated(answers: Iterable[tuple[Hashable, Hashable]]) -> list[bool]:
     by_prompt = dict(answers)
     commonest = [answer for answer, _times in Counter(by_prompt.values()).most_common(1)]
     return [answer in commonest for answer in by_prompt.values()]
+
+
+def _of_one_server(requests: Sequence[Request]) -> list[Request]:
+    """Return those of *requests* that the busiest server answered: hashes of two servers cannot be compared."""
+    busiest = [server for server, _times in Counter(each.server for each in requests).most_common(1)]
+    return [each for each in requests if each.server in busiest]
 
 
 def by_prompt_length(answered: Sequence[Request]) -> dict[int, dict[str, float]]:

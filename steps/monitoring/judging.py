@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from steps.evaluation.gates import FAILED, Gate, Section, Verdict, judge
 from steps.monitoring.figures import MEANINGS
 from steps.records.errors import StepError
-from steps.registry.aliases import Change, history, roll_back
+from steps.registry.aliases import Change, changing, history, roll_back, settle
 
 SECTION = Section("monitor.gates", "wait for more requests")
 
@@ -39,15 +39,26 @@ def failed(verdicts: Sequence[Verdict]) -> list[Verdict]:
 def roll_back_from(name: str, version: str, verdicts: Sequence[Verdict]) -> Change | None:
     """Make the previous champion of *name* champion again if a gate failed by the fault of *version*.
 
-    Returns None if it did not. Raises StepError if *version* is not champion, or there is nothing to go back to: also
-    if it became champion by a rollback itself, because the previous one is then the one that was worse.
+    Returns None if it did not: a figure that is missing is no fault of a version. Raises StepError if *version* is not
+    champion, or there is nothing to go back to: also if it became champion by a rollback itself, because the previous
+    one is then the one that was worse.
     """
-    at_fault = [each for each in failed(verdicts) if not each.metric.startswith(CLIENTS_AND_LOAD)]
+    broken = [each for each in failed(verdicts) if each.figure is not None]
+    at_fault = [each for each in broken if not each.metric.startswith(CLIENTS_AND_LOAD)]
     if not at_fault:
         return None
+    with changing(name):
+        settle(name)  # a rollback by hand, or one that was interrupted, is in the history then
     changes = history(name)
-    if changes and changes[-1].version == version and changes[-1].reason.startswith(ROLLED_BACK):
+    if changes and changes[-1].version == version and came_back(changes):
         msg = f"version {version} of {name} became champion by a rollback: there is no better one to go back to"
         raise StepError(msg)
     reasons = "; ".join(each.reason for each in at_fault)
     return roll_back(name, f"{ROLLED_BACK} by monitor: {reasons}"[:1000], only=version)
+
+
+def came_back(changes: Sequence[Change]) -> bool:
+    """Return whether the last of *changes* was a rollback: by monitor, or one that undid the change before it."""
+    last = changes[-1]
+    undone = len(changes) > 1 and (last.version, last.replaced) == (changes[-2].replaced, changes[-2].version)
+    return undone or last.reason.startswith(ROLLED_BACK)

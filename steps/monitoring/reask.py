@@ -24,9 +24,13 @@ REPORTED = ("kl_mean", "same_top", "perplexity_ratio")
 """The figures of fidelity that are reported."""
 
 
-def examples_of(requests: Sequence[Request], number: int) -> list[Example]:
-    """Return the newest *number* answered chats of *requests* whose texts were kept."""
+def examples_of(requests: Sequence[Request], number: int, max_tokens: int) -> list[Example]:
+    """Return the newest *number* answered chats of *requests* whose texts were kept, and that asked for *max_tokens*.
+
+    One that asked for fewer may leave no room for so many: it would be refused now.
+    """
     kept = [each for each in requests if each.answered and _is_chat(each)]
+    kept = [each for each in kept if each.max_tokens is None or each.max_tokens >= max_tokens]
     # A pattern that fits any answer: nobody knows the right one. So fidelity is measured on the reference's answer.
     return [
         Example(str(at), [dict(message) for message in each.messages], ".*", "regex")

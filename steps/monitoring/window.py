@@ -20,7 +20,8 @@ class Request:
     """One request.
 
     `time`: when it began, in seconds since 1970. `seconds`: how long it took. `first_token`: only for streams.
-    `status`: 200, or that of its error. `messages`: only if texts were kept.
+    `status`: 200, or that of its error. `prompt` and `answers` are hashes, equal for equal texts of one run of a
+    `server`. `messages`: only if texts were kept.
     """
 
     time: float
@@ -34,6 +35,7 @@ class Request:
     finish_reasons: tuple[str, ...] = ()
     first_token: float | None = None
     script: str | None = None
+    server: str | None = None
     prompt: str | None = None
     answers: tuple[str, ...] = ()
     messages: tuple[Mapping[str, str], ...] = ()
@@ -76,13 +78,16 @@ def read_window(model: str, version: str, hours: float | None, limit: int) -> li
     """
     client, name = MlflowClient(), names.experiment_name(model)
     experiment = client.get_experiment_by_name(name)
-    since = 0 if hours is None else time.time() - hours * 3600
+    now = time.time()
+    since = 0 if hours is None else now - hours * 3600
+    # Until now: a trace that arrives between two pages would push the others down, and some would be read twice.
+    period = f"timestamp_ms >= {int(since * 1000)} AND timestamp_ms <= {int(now * 1000)}"
     found: list[Trace] = []
     token = None
     while experiment and len(found) < limit:
         page = client.search_traces(
             locations=[experiment.experiment_id],
-            filter_string=f"tags.{names.VERSION} = '{version}' AND timestamp_ms >= {int(since * 1000)}",
+            filter_string=f"tags.{names.VERSION} = '{version}' AND {period}",
             order_by=["timestamp_ms DESC"],
             max_results=min(PAGE, limit - len(found)),
             page_token=token,
@@ -115,6 +120,7 @@ def request_of(trace: Trace) -> Request:
         finish_reasons=tuple(found.get(names.FINISH_REASONS, ())),
         first_token=found.get(names.FIRST_TOKEN),
         script=found.get(names.SCRIPT),
+        server=found.get(names.SERVER),
         prompt=found.get(names.PROMPT_HASH),
         answers=tuple(found.get(names.ANSWER_HASHES, ())),
         # A chat with tools cannot be asked again as it was.

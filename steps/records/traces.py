@@ -44,6 +44,9 @@ PROMPT_HASH, ANSWER_HASHES = "slm.prompt.hash", "slm.answer.hashes"
 The key of the hash is random and never written, so nobody can find out a text by trying.
 """
 
+SERVER = "slm.server"
+"""The run of the server: hashes with the same value of it have the same key."""
+
 VERSION = "version"
 """The tag that names the version that answered."""
 

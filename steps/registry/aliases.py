@@ -132,7 +132,7 @@ def _finish(name: str, version: str, replaced: str | None, reason: str) -> Chang
     """Make *replaced* the previous champion of *name*, and record in the history that *version* replaced it."""
     client, run = MlflowClient(), mlflow.active_run()
     if replaced is not None:
-        client.set_registered_model_alias(name, PREVIOUS, replaced)
+        _make_previous(name, replaced)
     time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     change = Change(time, version, replaced, getpass.getuser(), run.info.run_id if run else None, reason)
     client.set_registered_model_tag(name, f"{HISTORY}{time}", json.dumps(asdict(change)))
@@ -140,3 +140,14 @@ def _finish(name: str, version: str, replaced: str | None, reason: str) -> Chang
         msg = f"version {found} of {name} became {CHAMPION} while version {version} did: see the tags of {name}"
         raise StepError(msg)
     return change
+
+
+def _make_previous(name: str, version: str) -> None:
+    """Give *version* of *name* the alias previous; if it was deleted, no version has it."""
+    client = MlflowClient()
+    try:
+        client.set_registered_model_alias(name, PREVIOUS, version)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        client.delete_registered_model_alias(name, PREVIOUS)

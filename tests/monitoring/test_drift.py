@@ -29,6 +29,13 @@ def test_one_script_everywhere_is_no_drift_and_few_requests_leave_room_for_chanc
     assert figures["drift.scripts_high"] == pytest.approx((3.841 / 10) ** 0.5, abs=1e-3)
 
 
+def test_the_size_of_a_drift_in_scripts_stays_the_same_with_more_live_requests() -> None:
+    task = ["latin"] * 60
+    few, many = (of_kinds(["latin"] * n + ["cyrillic"] * n, task) for n in (30, 500))
+    assert few.size == pytest.approx(many.size) == pytest.approx(3**-0.5)
+    assert many.margin < few.margin
+
+
 def test_many_requests_make_p_small_and_leave_the_size_as_it_is() -> None:
     few, many = (of_kinds(["latin"] * (9 * n) + ["cjk"] * n, ["latin"] * (10 * n)) for n in (2, 2000))
     assert few.size == pytest.approx(many.size)

@@ -43,6 +43,12 @@ def test_an_answer_is_repeated_if_different_prompts_get_the_commonest_one() -> N
     assert (same["repeated.share"], same["repeated.difference"]) == (1, pytest.approx(0.99))
 
 
+def test_answers_of_several_servers_whose_hashes_differ_are_found_repeated_all_the_same() -> None:
+    requests = [answer(number, server=f"s{number % 10}", answers=(f"yes on s{number % 10}",)) for number in range(200)]
+    figures = figures_of(requests, BASELINE)
+    assert (figures["repeated.share"], figures["repeated.difference"]) == (1, pytest.approx(0.99))
+
+
 def test_clients_that_ask_for_less_than_the_evaluation_did_neither_cut_off_nor_repeat() -> None:
     probes = [answer(number, max_tokens=1, finish_reasons=("length",), answers=("The",)) for number in range(150)]
     asked = [answer(number, max_tokens=BASELINE.max_tokens) for number in range(150, 200)]

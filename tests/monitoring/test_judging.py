@@ -134,6 +134,20 @@ def test_a_version_that_a_rollback_made_champion_is_not_rolled_back_to_the_worse
     assert number_with("echo", "champion") == "1"
 
 
+def test_a_version_that_a_person_brought_back_is_not_rolled_back_to_the_worse_one(registered) -> None:
+    registered.set_registered_model_alias("echo", "champion", "1")
+    for _ in range(2):
+        with pytest.raises(StepError, match="version 1 of echo became champion by a rollback"):
+            roll_back_from("echo", "1", broken({"finish_reasons": ("length",)}))
+    assert number_with("echo", "champion") == "1"
+
+
+def test_a_gate_that_could_not_be_judged_rolls_nothing_back(registered) -> None:
+    verdicts = judged([answer(0)], {"typo": Gate("errors.shares", max=1)})
+    assert names(verdicts, "failed") == {"typo"}
+    assert roll_back_from("echo", "2", list(verdicts.values())) is None
+
+
 def test_another_champion_meanwhile_is_left_alone(registered) -> None:
     with pytest.raises(StepError, match="version 2 of echo is champion, not version 1"):
         roll_back_from("echo", "1", broken({"finish_reasons": ("length",)}))

@@ -82,6 +82,18 @@ def test_a_change_by_hand_is_noticed_before_the_next_one(echo: MlflowClient) -> 
     assert history("echo")[1].reason == "made by hand, or by a run that was interrupted"
 
 
+def test_a_champion_that_was_deleted_and_replaced_by_hand_does_not_stop_the_next_change(echo: MlflowClient) -> None:
+    for version in ("1", "2", "3"):
+        crown(version)
+    echo.delete_model_version("echo", "3")
+    echo.set_registered_model_alias("echo", "champion", "2")
+    with changing("echo"):
+        settle("echo")
+    assert state() == ("2", None, [(None, "1"), ("1", "2"), ("2", "3"), ("3", "2")])
+    crown("4")
+    assert state()[:2] == ("4", "2")
+
+
 @pytest.mark.slow
 def test_a_store_that_does_not_answer_is_not_taken_for_one_without_a_champion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -79,6 +79,7 @@ def attributes_of(exchange: Exchange, key: bytes) -> dict[str, Any]:
             names.FINISH_REASONS: [each.stated_reason for each in outputs],
             names.MAX_TOKENS: outputs[0].request.max_tokens,
             names.TEMPERATURE: float(outputs[0].request.temperature),
+            names.SERVER: hashed(b"", key),
             names.PROMPT_HASH: hashed(b"|".join(prompts.values()), key),
             names.ANSWER_HASHES: [hashed(each.text.encode(errors="surrogatepass"), key) for each in outputs],
         }
