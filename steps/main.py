@@ -9,10 +9,12 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from urllib.parse import quote
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from steps.config.onnx import Interface
 from steps.config.schema import STEPS, Config
@@ -25,7 +27,7 @@ from steps.flow.runs import input_run, open_run
 from steps.flow.side_by_side import end_children, jobs_for, side_by_side
 from steps.records.errors import ConfigError, StepError
 from steps.records.files import hash_text
-from steps.records.tags import REUSED_FROM, SNAPSHOT_BYTES, outputs
+from steps.records.tags import REUSED_FROM, SNAPSHOT_BYTES, VERDICT, outputs
 from steps.safety.lock import one_at_a_time
 from steps.safety.processes import GRACE_SECONDS, close_abandoned_runs
 from steps.safety.secrets import without_credentials
@@ -101,16 +103,16 @@ def run_step(
     step = facts.step
     # One lock per store: a flow on another store cannot reuse the result.
     lock = hash_text(f"{mlflow.get_tracking_uri()} {facts.value}")
-    with one_at_a_time(lock, waiting=lambda: _say(step, config, "WAITING", "another flow is running this step")):
+    with one_at_a_time(lock, waiting=lambda: say(step, config, "WAITING", "another flow is running this step")):
         decision = decide(facts, config)
         if reused := decision.reused:
-            _say(step, config, REUSED, f"run {reused.info.run_id}")
+            say(step, config, REUSED, f"run {reused.info.run_id}")
             return Record(step, REUSED, reused.info.run_id, reused.info.run_id, 0.0, decision.reason, outputs(reused))
-        _say(step, config, "STARTED", decision.reason)
+        say(step, config, "STARTED", decision.reason)
         parameters = {str(STEPS[made_by].run_key): run.info.run_id for made_by, run in inputs.items()}
         parameters["overrides"] = shlex.join(overrides)
         result = launch(step, parameters, parent)
-    _say(step, config, result.status, f"{result.seconds:.1f} s")
+    say(step, config, result.status, f"{result.seconds:.1f} s")
     return Record(step, result.status, result.run_id, None, result.seconds, decision.reason, result.outputs)
 
 
@@ -125,11 +127,11 @@ def print_plan(config: Config) -> None:
             continue
         if before := [each for each in STEPS[step].builds_on if each in would_run]:
             would_run.add(step)
-            _say(step, config, "RUN", f"after {' and '.join(before)}, if what it makes differs")
+            say(step, config, "RUN", f"after {' and '.join(before)}, if what it makes differs")
             continue
         _require_inputs(step, inputs)
         decision = decide(fingerprint(step, config, inputs), config)
-        _say(step, config, "REUSE" if decision.reused else "RUN", decision.reason)
+        say(step, config, "REUSE" if decision.reused else "RUN", decision.reason)
         if decision.reused:
             runs[step] = decision.reused
         else:
@@ -162,9 +164,11 @@ def _require_inputs(step: str, inputs: Mapping[str, Run]) -> None:
             raise StepError(msg)
 
 
-def _say(step: str, config: Config, status: str, more: str) -> None:
+def say(step: str, config: Config, status: str, more: str) -> None:
+    """Print how *step* goes, in one line that no other thread's can fall into."""
     chosen = [each for each in STEPS if each in config.steps]
-    print(f"[{chosen.index(step) + 1}/{len(chosen)}] {step:<23} {status:<9} {more}", flush=True)
+    line = f"[{chosen.index(step) + 1}/{len(chosen)}] {step:<23} {status:<9} {more}\n"
+    print(line, end="", flush=True)
 
 
 def summary(runs: Mapping[str, Run], config: Config) -> str:
@@ -184,6 +188,21 @@ def summary(runs: Mapping[str, Run], config: Config) -> str:
             f"curl -s localhost:5001/invocations {header} -d {shlex.quote(example(config))}",
         ]
     return "\n".join([*lines, *([""] if lines else []), "Next:", *(f"  {line}" for line in following)])
+
+
+def description(runs: Mapping[str, Run], config: Config) -> str:
+    """Return what MLflow's UI shows on the chain's run, in Markdown: what came of it, with links, and the figures."""
+    made = {step: outputs(run) for step, run in runs.items()}
+    lines = []
+    if register := made.get("register"):
+        name, _, version = register["model_uri"].removeprefix("models:/").rpartition("/")
+        lines.append(f"Registered: [{register['model_uri']}](#/models/{quote(name, safe='')}/versions/{version})")
+    if evaluate := made.get("evaluate"):
+        info = runs["evaluate"].info
+        report = f"#/experiments/{info.experiment_id}/runs/{info.run_id}/artifacts/report.html"
+        lines.append(f"Verdict of the gates: {runs['evaluate'].data.tags[VERDICT]} ([report.html]({report}))")
+        lines.append(f"```\n{mlflow.artifacts.load_text(evaluate['summary'])}```")
+    return "\n\n".join([f"Model `{config.model.name}`, questions `{config.evaluate.task}`", *lines])
 
 
 def example(config: Config) -> str:
@@ -207,12 +226,14 @@ def main(config: Config, overrides: list[str]) -> None:
         mlflow.log_text(to_yaml(config), "config.yaml")
         close_abandoned_runs()
         if config.plan:
+            mlflow.set_tag(MLFLOW_RUN_NOTE, "A plan (`plan=true`): no step was run.")
             print_plan(config)
             return
         runs = run_chain(config, overrides)
         if evaluate := runs.get("evaluate"):
             # On the chain's own run too, so that MLflow's UI can compare flows.
             mlflow.log_metrics({k: v for k, v in evaluate.data.metrics.items() if not k.startswith("system/")})
+        mlflow.set_tag(MLFLOW_RUN_NOTE, description(runs, config))
         print(f"\n{summary(runs, config)}")
 
 

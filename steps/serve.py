@@ -35,6 +35,7 @@ def closed_run() -> Iterator[None]:
         return
     client = MlflowClient()
     remove_credentials(run_id)
+    client.update_run(run_id, name="serve")
     for key, value in {STEP: "serve", PROCESS: process_tag()}.items():
         client.set_tag(run_id, key, value)
     status = "FAILED"

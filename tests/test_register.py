@@ -61,6 +61,7 @@ def test_each_candidate_is_a_version_with_tags_a_card_and_its_run(store: str, pi
     assert list(stated.values()) == ["onnx", "someone/echo", "a" * 40, "mit"]
     assert (version.tags["onnx.precision"], version.tags["onnx.block_size"]) == ("int4", "32")
     assert client.get_model_version("echo", "1").tags["wrapper"] == "pipeline"
+    assert "`@champion` is the version to use" in client.get_registered_model("echo").description
     assert aliases() == {"challenger": "2", "champion": "2", "previous": None}
     (response,) = mlflow.pyfunc.load_model("models:/echo@champion").predict({"messages": []})
     assert response["choices"][0]["message"]["content"] == "yes"

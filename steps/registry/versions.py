@@ -21,6 +21,13 @@ from steps.records.errors import StepError
 from steps.records.files import hash_text
 from steps.records.tags import CALIBRATED, CONTENT, GATES_DIGEST, RECIPE, outputs
 
+ABOUT = """\
+`@champion` is the version to use, `@challenger` the newest build that passed its gates, and `@previous` the champion
+before. The tag `wrapper` of a version says which of two models it is: `pipeline` is the checkpoint in PyTorch, and
+`onnx` the build that was measured against it. The tags `champion.<time>` are the history of champions.
+"""
+"""What the page of a registered model says above its versions."""
+
 
 def passed_gates(evaluate: Run) -> str:
     """Return the text of gates.json of the run *evaluate*.
@@ -108,7 +115,7 @@ def version_of(name: str, built: Run, tags: dict[str, str], card: str) -> ModelV
     """
     client = MlflowClient()
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=ABOUT)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

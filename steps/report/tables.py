@@ -55,7 +55,13 @@ def metric_cell(figures: Mapping[str, float], name: str, meanings: Mapping[str, 
 def limits(verdict: Verdict, unit: str) -> str:
     """Return the limits of a gate in words, for a metric in *unit*."""
     pairs = (("at least", verdict.min), ("at most", verdict.max))
-    return ", ".join(f"{words} {show(limit, unit)}" for words, limit in pairs if limit is not None)
+    return ", ".join(f"{words} {_exactly(limit, unit)}" for words, limit in pairs if limit is not None)
+
+
+def _exactly(limit: float, unit: str) -> str:
+    """Return *limit* without the zeros after the point: it was chosen, not measured."""
+    number, space, name = show(limit, unit).partition("\u00a0")
+    return (number if "e" in number or "." not in number else number.rstrip("0").rstrip(".")) + space + name
 
 
 def metric_rows(metrics: Metrics, candidates: Sequence[str]) -> list[Row]:

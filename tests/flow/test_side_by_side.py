@@ -1,5 +1,6 @@
 """Steps run side by side where there is room, and all of them end when one signal asks for it."""
 
+import io
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from steps.config.command_line import compose_config
 from steps.flow.side_by_side import end_children, jobs_for, side_by_side
+from steps.main import say
 from steps.safety.memory import available_memory
 
 
@@ -26,6 +29,23 @@ def test_results_come_in_the_order_of_the_calls_which_run_at_the_same_time() -> 
         return name
 
     assert side_by_side([partial(call, "one"), partial(call, "two")], 2, never) == ["one", "two"]
+
+
+def test_steps_that_speak_at_the_same_time_have_a_line_each(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose_config([])
+    unbuffered = open(1, "wb", buffering=0, closefd=False)  # noqa: SIM115  # as PYTHONUNBUFFERED=1 has it
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(unbuffered, write_through=True))
+
+    def speak(step: str) -> None:
+        for _ in range(500):
+            say(step, config, "REUSED", "run 1")
+
+    side_by_side([partial(speak, "build_pipeline_wrapper"), partial(speak, "build_onnx_wrapper")], 2, never)
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) == 1000
+    assert all(line.endswith("run 1") and line.count("[") == 1 for line in lines)
 
 
 def test_one_call_runs_in_the_thread_that_signals_reach() -> None:

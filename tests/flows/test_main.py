@@ -67,6 +67,14 @@ def test_the_figures_of_the_evaluation_are_metrics_of_the_chain_too(flow: Flow) 
     assert flow.chain.data.metrics["onnx.task.accuracy"] == accuracy
 
 
+def test_the_ui_says_on_the_chains_run_what_came_of_it_with_links(flow: Flow) -> None:
+    text = flow.chain.data.tags["mlflow.note.content"]
+    assert "[models:/capitals/2](#/models/capitals/versions/2)" in text
+    run_id = flow.steps["evaluate"].info.run_id
+    assert f"Verdict of the gates: passed ([report.html](#/experiments/0/runs/{run_id}/artifacts/report.html))" in text
+    assert "Right answers" in text
+
+
 def test_the_evaluation_leaves_its_report_gates_predictions_and_plots(flow: Flow, client: MlflowClient) -> None:
     one = flow.steps["evaluate"].info
     names = {item.path for item in client.list_artifacts(one.run_id)}

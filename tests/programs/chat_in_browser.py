@@ -1,6 +1,7 @@
 """Ask the chat page at URL something in a real browser: `python chat_in_browser.py URL QUESTION`.
 
-Prints JSON: the page's texts while the answer came, what it showed at the end, and what its console said.
+Prints JSON: the page's title before the question, its texts while the answer came, what it showed at the end, and what
+its console said.
 """
 
 import json
@@ -23,6 +24,7 @@ new MutationObserver(() => texts.push(document.querySelector(".assistant")?.text
   .observe(document.getElementById("messages"), { childList: true, subtree: true });
 """
 ASK = "document.getElementById('text').value = {}; document.getElementById('send').click()"
+UNNAMED = "Chat"
 SEEN = "[texts, [...document.querySelectorAll('#messages > *')].map((each) => [each.className, each.textContent])]"
 
 url, question = sys.argv[1:]
@@ -35,9 +37,17 @@ loop = QEventLoop()
 view.loadFinished.connect(loop.quit)
 view.load(QUrl(url))
 loop.exec()
-page.runJavaScript(WATCH)
-page.runJavaScript(ASK.format(json.dumps(question)))
-texts, found = [], []
+texts, found, titles = [], [], []
+
+
+def ask(title: str) -> None:
+    titles.append(title)
+    if title != UNNAMED:
+        page.runJavaScript(WATCH)
+        page.runJavaScript(ASK.format(json.dumps(question)))
+        timer.start(50)
+    else:
+        QTimer.singleShot(50, lambda: page.runJavaScript("document.title", ask))
 
 
 def look() -> None:
@@ -52,8 +62,8 @@ def note(seen: tuple[list[str], list[list[str]]]) -> None:
 
 timer = QTimer()
 timer.timeout.connect(look)
-timer.start(50)
+page.runJavaScript("document.title", ask)
 QTimer.singleShot(60_000, loop.quit)
 loop.exec()
-print(json.dumps({"texts": texts, "found": found, "console": page.console}), flush=True)
+print(json.dumps({"title": titles[-1], "texts": texts, "found": found, "console": page.console}), flush=True)
 os._exit(0)

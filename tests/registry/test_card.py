@@ -59,6 +59,11 @@ def test_it_has_every_section_and_the_licence() -> None:
     assert "- `onnx.task.accuracy keeps 0.9`" in card(ONNX)
 
 
+@pytest.mark.parametrize(("dirty", "text"), [("true", "` with uncommitted changes, run `"), ("false", "`, run `")])
+def test_it_says_whether_the_code_was_committed(dirty: str, text: str) -> None:
+    assert f"commit `{'c' * 40}{text}{'d' * 32}`" in card(ONNX | {"code.dirty": dirty})
+
+
 def test_its_example_is_one_that_the_version_takes_and_a_shell_understands() -> None:
     assert """model.predict({"messages": [{"role": "user", "content": "What's up?"}]})""" in card(ONNX)
     assert """-d '{"messages": [{"role": "user", "content": "What'"'"'s up?"}]}'""" in card(ONNX)

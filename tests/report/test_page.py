@@ -65,11 +65,11 @@ def test_the_report_tells_its_verdict_before_anything_else(predictions: list[Pre
     parts = [
         "Failed",
         "1 failed, 1 passed",
-        "Right answers (onnx): 70.0 %. The limit is at least 90.0 %.",
+        "Right answers (onnx): 70.0 %. The limit is at least 90 %.",
         "onnx.task.accuracy 0.7 is below evaluate.gates.onnx_accuracy.min=0.9",
         "Gates",
-        "onnx_accuracy onnx.task.accuracy 70.0 % at least 90.0 % ✗ failed",
-        "onnx_time onnx.cost.seconds_p50_ratio 0.500 \u00d7 at most 1.500 \u00d7 ✓ passed",
+        "onnx_accuracy onnx.task.accuracy 70.0 % at least 90 % ✗ failed",
+        "onnx_time onnx.cost.seconds_p50_ratio 0.500 \u00d7 at most 1.5 \u00d7 ✓ passed",
         "Figures",
         "Right answers task.accuracy 80.0 % 49.0 to 94.3 % 70.0 % 39.7 to 89.2 %",
         "Plots",
@@ -183,19 +183,19 @@ def test_of_what_is_right_and_agrees_the_unlikeliest_and_the_slowest_are_shown(e
 @pytest.mark.parametrize(
     ("metrics", "use", "words"),
     [
-        ({}, "point", "Right answers (onnx): there is no figure to hold against the limit, at least 90.0\u00a0%."),
+        ({}, "point", "Right answers (onnx): there is no figure to hold against the limit, at least 90\u00a0%."),
         (
             {"": float("nan")},
             "point",
-            "Right answers (onnx): there is no figure to hold against the limit, at least 90.0\u00a0%.",
+            "Right answers (onnx): there is no figure to hold against the limit, at least 90\u00a0%.",
         ),
-        ({"": 0.8}, "point", "Right answers (onnx): 80.0\u00a0%. The limit is at least 90.0\u00a0%."),
+        ({"": 0.8}, "point", "Right answers (onnx): 80.0\u00a0%. The limit is at least 90\u00a0%."),
         ({"": 0.8}, "interval", "Right answers (onnx): 80.0\u00a0%, without the interval that the gate asks for."),
         (
             {"": 0.92, "_low": 0.85, "_high": 0.97},
             "interval",
             "Right answers (onnx): 92.0\u00a0% (85.0 to 97.0\u00a0%). "
-            "The limit, at least 90.0\u00a0%, lies within this interval: too few examples to tell.",
+            "The limit, at least 90\u00a0%, lies within this interval: too few examples to tell.",
         ),
     ],
 )

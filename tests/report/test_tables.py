@@ -1,6 +1,9 @@
 """Figures as text: one format for the page, the terminal, the model card and the sweep."""
 
-from steps.report.tables import figure_cell, metric_rows, scores, summary
+import pytest
+
+from steps.evaluation.gates import Gate, judge
+from steps.report.tables import figure_cell, limits, metric_rows, scores, summary
 
 
 def test_a_cell_reads_value_low_to_high_with_the_unit_once() -> None:
@@ -18,6 +21,23 @@ def test_ends_in_different_units_keep_both() -> None:
 def test_a_figure_without_an_interval_is_its_value_and_one_that_is_missing_is_none() -> None:
     assert str(figure_cell(0.5, None, None, "share")) == "50.0\u00a0%"
     assert figure_cell(None, None, None, "share") is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "unit", "text"),
+    [
+        (0.9, "share", "at most 90\u00a0%"),
+        (10, "ratio", "at most 10\u00a0\u00d7"),
+        (1.05, "ratio", "at most 1.05\u00a0\u00d7"),
+        (-0.05, "points", "at most \u22125\u00a0pp"),
+        (2e6, "bytes", "at most 2\u00a0MB"),
+        (1000, "count", "at most 1,000"),
+        (1.5e-10, "nats", "at most 1.5e-10\u00a0nats"),
+    ],
+)
+def test_a_limit_has_no_more_digits_than_somebody_chose(limit: float, unit: str, text: str) -> None:
+    (verdict,) = judge({}, {"any": Gate("onnx.task.accuracy", max=limit)})
+    assert limits(verdict, unit) == text
 
 
 def test_bounds_of_known_metrics_are_no_rows_of_their_own_and_unknown_metrics_come_last() -> None:

@@ -17,6 +17,7 @@ def test_the_page_shows_an_answer_as_it_comes_with_its_version(server: Server) -
     done = program("chat_in_browser.py", f"{server.url}/", "What is the capital of Spain?")
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
+    assert seen["title"] == "tiny/1"
     kinds, texts = zip(*seen["found"], strict=True)
     assert kinds == ("message user", "message assistant", "note")
     assert texts[:2] == ("What is the capital of Spain?", ANSWER)

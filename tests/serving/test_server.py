@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from .conftest import ANSWER, QUESTION, Server, Store, serving, wait_until
 
@@ -223,3 +224,11 @@ def listens(server: Server) -> bool:
     except httpx.TransportError:  # refused, or closed while it shuts down
         return False
     return True
+
+
+def test_the_run_that_mlflow_run_made_is_named_and_after_a_signal_finished(models: Store, tmp_path: Path) -> None:
+    client = MlflowClient(models.uri)
+    made = client.create_run("0", run_name="a name that MLflow drew").info.run_id
+    with serving(models, tmp_path / "log", "serve.model=models:/tiny/1", MLFLOW_RUN_ID=made):
+        assert (client.get_run(made).info.run_name, client.get_run(made).info.status) == ("serve", "RUNNING")
+    assert client.get_run(made).info.status == "FINISHED"
