@@ -74,7 +74,7 @@ def damaged(source: Path, folder: Path, change: Change) -> Path:
 def noisy(name: str, weights: Weights) -> Weights:
     """Add noise of half their size to the scales of int4 weights."""
     noise = 1 + 0.5 * np.random.default_rng(0).normal(size=weights.shape)
-    return weights * noise if name.endswith("_scales") else weights
+    return weights * noise if "_scales" in name else weights
 
 
 def in_2_bits(name: str, weights: Weights) -> Weights:
@@ -88,7 +88,7 @@ def in_2_bits(name: str, weights: Weights) -> Weights:
 
 def with_nan(name: str, weights: Weights) -> Weights:
     """Make the scale of one block of one token's weights NaN."""
-    if name != "lm_head.MatMul.weight_scales":
+    if name != "lm_head.MatMul.weight_scales_fp16":
         return weights
     return np.concatenate([[np.nan], weights.ravel()[1:]]).reshape(weights.shape)
 
