@@ -191,17 +191,16 @@ def summary(runs: Mapping[str, Run], config: Config) -> str:
 
 
 def description(runs: Mapping[str, Run], config: Config) -> str:
-    """Return what MLflow's UI shows on the chain's run, in Markdown: what came of it, with links, and the figures."""
+    """Return what MLflow's UI shows on the chain's run, in Markdown: what came of it, with links."""
     made = {step: outputs(run) for step, run in runs.items()}
     lines = []
     if register := made.get("register"):
         name, _, version = register["model_uri"].removeprefix("models:/").rpartition("/")
         lines.append(f"Registered: [{register['model_uri']}](#/models/{quote(name, safe='')}/versions/{version})")
-    if evaluate := made.get("evaluate"):
+    if "evaluate" in made:
         info = runs["evaluate"].info
         report = f"#/experiments/{info.experiment_id}/runs/{info.run_id}/artifacts/report.html"
         lines.append(f"Verdict of the gates: {runs['evaluate'].data.tags[VERDICT]} ([report.html]({report}))")
-        lines.append(f"```\n{mlflow.artifacts.load_text(evaluate['summary'])}```")
     return "\n\n".join([f"Model `{config.model.name}`, questions `{config.evaluate.task}`", *lines])
 
 
