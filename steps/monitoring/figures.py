@@ -44,6 +44,9 @@ MEANINGS = {
 FEWEST = 5
 """The fewest requests of one length of prompt whose median is shown."""
 
+FEWEST_PROMPTS = 10
+"""The fewest different prompts whose answers are held against each other: that of one alone is always the commonest."""
+
 
 def figures_of(requests: Sequence[Request], baseline: Baseline) -> dict[str, float]:
     """Return the figures of *requests*.
@@ -53,6 +56,7 @@ def figures_of(requests: Sequence[Request], baseline: Baseline) -> dict[str, flo
     answered = [each for each in requests if each.answered]
     # A client that asks for one token, to see that the server is there, has every answer cut off, and often the same.
     whole = [each for each in answered if each.max_tokens is None or each.max_tokens >= baseline.max_tokens]
+    live = repeated((each.prompt, each.answers[0]) for each in _of_one_server(whole) if each.answers)
     return {
         "traffic.requests": float(len(requests)),
         **with_interval("errors.share", share([each.failed and not each.late for each in requests])),
@@ -63,7 +67,7 @@ def figures_of(requests: Sequence[Request], baseline: Baseline) -> dict[str, flo
         **_compared("cut", [reason == "length" for each in whole for reason in each.finish_reasons], baseline.cut),
         **_compared(
             "repeated",
-            repeated((each.prompt, each.answers[0]) for each in _of_one_server(whole) if each.answers),
+            live if len(live) >= FEWEST_PROMPTS else [],
             repeated(zip(baseline.prompts, baseline.answers, strict=True)),
         ),
         **_latency(answered, baseline),

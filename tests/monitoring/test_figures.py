@@ -2,7 +2,7 @@
 
 import pytest
 
-from steps.monitoring.figures import by_prompt_length, figures_of, refusals, repeated
+from steps.monitoring.figures import FEWEST_PROMPTS, by_prompt_length, figures_of, refusals, repeated
 
 from .requests import BASELINE, answer, refusal
 
@@ -41,6 +41,12 @@ def test_an_answer_is_repeated_if_different_prompts_get_the_commonest_one() -> N
     assert repeated([("a", 1), ("a", 1), ("b", 2), ("c", 2)]) == [False, True, True]
     same = figures_of([answer(number, answers=("yes",)) for number in range(50)], BASELINE)
     assert (same["repeated.share"], same["repeated.difference"]) == (1, pytest.approx(0.99))
+
+
+@pytest.mark.parametrize("prompts", [1, 2, FEWEST_PROMPTS - 1])
+def test_a_few_prompts_do_not_show_that_a_model_says_the_same_to_everybody(prompts: int) -> None:
+    asked = [answer(number, prompt=f"p{number % prompts}", answers=("Madrid",)) for number in range(100)]
+    assert not [name for name in figures_of(asked, BASELINE) if name.startswith("repeated")]
 
 
 def test_answers_of_several_servers_whose_hashes_differ_are_found_repeated_all_the_same() -> None:
