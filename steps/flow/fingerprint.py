@@ -26,8 +26,18 @@ FACTS = "fingerprint.json"
 PINNED = re.compile(r"models:/(m-\w+|[^/@]+/\d+)|runs:/[0-9a-f]{32}/.+")
 """The URIs that always name the same model; an alias, a folder or `latest` may name another one later."""
 
-NOT_RESULTS = ("steps.config", "steps.safety", "steps.records.errors", "steps.checkpoint.hub_errors")
-"""Modules that no result depends on. Configured values are facts of their own, and a finished run had no error."""
+NOT_RESULTS = (
+    "steps.config",
+    "steps.safety",
+    "steps.records.errors",
+    "steps.checkpoint.hub_errors",
+    "steps.checkpoint.hub_cache",
+)
+"""Modules that no result depends on.
+
+Configured values are facts of their own, a finished run had no error, and the hub's cache gives files as the hub states
+them, hash by hash.
+"""
 
 LADDER = "steps.ladder"
 """The room that build_onnx_wrapper imports with onnx=auto only."""

@@ -187,7 +187,7 @@ def test_a_slow_build_fails_the_gate_of_speed_alone(built: Built, reference: Can
     step = "        batch.generator.generate_next_token()\n"
     source = code.read_text()
     assert source.count(step) == 1
-    code.write_text(source.replace(step, f"        __import__('time').sleep(0.1)\n{step}"))
+    code.write_text(source.replace(step, f"        __import__('time').sleep(0.3)\n{step}"))
     verdicts = verdicts_on(reference, folder, "evaluate.limit=2", "evaluate.contract_examples=1")
     assert failed(verdicts) == {"onnx_speed"}
 
