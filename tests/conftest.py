@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from threading import Event
 from unittest.mock import patch
 
 import mlflow
@@ -24,6 +25,7 @@ from steps.flow.runs import run_name, run_step
 from steps.onnx_build.export import build_onnx
 from steps.records.onnx_recipes import Recipe
 from steps.records.tags import outputs
+from steps.safety import processes
 from tests.shared_flow import COMMAND, Flow
 from tests.small_evaluation import examples, predictions  # noqa: F401  fixtures
 
@@ -89,8 +91,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def own_environment() -> Iterator[None]:
-    """Put the environment back after each test: MLflow, and a step that ends, write into it for their children."""
-    with patch.dict(os.environ):
+    """Put the environment back after each test: MLflow, and a step that ends, write into it for their children.
+
+    And forget that a step of a test has ended: this process goes on.
+    """
+    with patch.dict(os.environ), patch.object(processes, "_closing", Event()):
         yield
 
 

@@ -153,9 +153,9 @@ def test_a_complete_export_is_said_so_a_missing_archive_is_made_and_anything_els
     export(f"export.path={place}")
     assert packed.read_bytes() == first
 
-    def refused(said: str) -> None:
+    def refused(said: str, *more: str) -> None:
         with pytest.raises(StepError, match=said):
-            export(f"export.path={place}")
+            export(f"export.path={place}", *more)
         assert last_run("export").info.status == "FAILED"
 
     stated = (folder / "provenance.json").read_text()
@@ -166,6 +166,8 @@ def test_a_complete_export_is_said_so_a_missing_archive_is_made_and_anything_els
     refused(r"is no complete export of models:/capitals/2: model/model.onnx has changed; remove it")
     shutil.rmtree(folder)
     refused(r"capitals.tar.zst exists without its folder: remove it")
+    # Without an archive of its own too: the next export would take the old one for its own.
+    refused(r"capitals.tar.zst exists without its folder: remove it", "export.archive=false")
     place.mkdir()
     refused(r"exists, and is no export: remove it, or choose another path$")
 

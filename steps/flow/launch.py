@@ -1,6 +1,7 @@
 """Starts a step as its MLproject entry point: in a process of its own, with a run nested in the chain's."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_
 
 from steps.config.schema import ROOT
 from steps.records.tags import PROCESS, STEP, outputs
-from steps.safety.processes import closing, end, process_tag
+from steps.safety.processes import closing, end, is_closing, process_tag
 
 Start = Callable[[str, dict[str, str]], int]
 """Runs a shell command with additional environment variables; returns its exit code, negative after a signal."""
@@ -33,7 +34,12 @@ class StepResult:
 
 
 def start_here(command: str, variables: dict[str, str]) -> int:
-    """Run *command* on this machine, in a process group that ends with this call; the default `Start`."""
+    """Run *command* on this machine, in a process group that ends with this call; the default `Start`.
+
+    A process that is ending starts nothing more: then the code is that of SIGTERM.
+    """
+    if is_closing():
+        return -signal.SIGTERM
     # MLproject says `python`; put the interpreter that runs the chain first on PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = os.environ | variables | {"PATH": path}
@@ -63,6 +69,9 @@ def launch(step: str, parameters: dict[str, str], parent: Run, start: Start = st
     try:
         client.log_batch(run_id, params=[Param(key, value) for key, value in (declared | others).items()])
         code = start(command, get_run_env_vars(run_id, experiment))
+    except BaseException:
+        closing()  # or the next signal would leave the run RUNNING
+        raise
     finally:
         seconds = time.monotonic() - started
         if client.get_run(run_id).info.status == "RUNNING":

@@ -23,7 +23,7 @@ from steps.records.tags import DIGEST, ERROR, FINGERPRINT, OUTPUT, PROCESS, STEP
 from steps.safety.artifact_root import require_usable_artifacts
 from steps.safety.lock import one_at_a_time
 from steps.safety.outages import explained
-from steps.safety.processes import closing, process_tag
+from steps.safety.processes import close_below, closing, process_tag
 from steps.safety.secrets import remove_credentials, without_credentials, without_secrets
 from steps.safety.store_check import is_checked, mark_checked, require_usable_server
 
@@ -131,6 +131,8 @@ def _own_run(name: str) -> Iterator[ActiveRun]:
     except (SystemExit, KeyboardInterrupt):
         closing()
         status = "KILLED"
+        with suppress(MlflowException):  # the signal may have come while a nested run was being created
+            close_below(run.info.run_id)
         raise
     except Exception as error:
         with suppress(MlflowException):  # a missing server must not hide the error itself

@@ -1,10 +1,12 @@
 """Several processes on this machine side by side: how many, and how one signal ends all."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar
+from uuid import uuid4
 
 import psutil
 
@@ -32,16 +34,18 @@ def side_by_side(calls: Sequence[Callable[[], T]], jobs: int, stop: Callable[[Is
     """
     if len(calls) == 1:
         return [calls[0]()]
-    pool = ThreadPoolExecutor(jobs)
+    name = f"side-by-side-{uuid4().hex}"
+    pool = ThreadPoolExecutor(jobs, thread_name_prefix=name)
     with sharing_cores() if jobs > 1 else nullcontext():
-        futures = [pool.submit(call) for call in calls]
         try:
+            futures = [pool.submit(call) for call in calls]
             return [future.result() for future in futures]
         except BaseException:
             # A signal reaches this thread only; the threads that wait for a process go on until it has ended.
             closing()
             pool.shutdown(wait=False, cancel_futures=True)
-            stop(lambda: all(future.done() for future in futures))
+            # By name: a signal that came while they were being started left no future of theirs.
+            stop(lambda: not any(thread.name.startswith(name) for thread in threading.enumerate()))
             raise
 
 
@@ -49,8 +53,7 @@ def side_by_side(calls: Sequence[Callable[[], T]], jobs: int, stop: Callable[[Is
 def sharing_cores() -> Iterator[None]:
     """Let PyTorch's threads sleep while they wait for each other, in the processes that start meanwhile.
 
-    By default they spin, and take the cores from the other process: on 2 cores, an answer and the logits that the two
-    builds compute took 37 to 42 s side by side, and 33 s with threads that sleep. A setting of the user's own stays.
+    By default they spin, and take the cores from the other process. A setting of the user's own stays.
     """
     given = WAITING in os.environ
     os.environ.setdefault(WAITING, "PASSIVE")

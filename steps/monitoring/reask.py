@@ -29,8 +29,11 @@ def examples_of(requests: Sequence[Request], number: int, max_tokens: int) -> li
 
     One that asked for fewer may leave no room for so many: it would be refused now.
     """
-    kept = [each for each in requests if each.answered and _is_chat(each)]
-    kept = [each for each in kept if each.max_tokens is None or each.max_tokens >= max_tokens]
+    kept = [
+        each
+        for each in requests
+        if each.answered and _is_chat(each) and (each.max_tokens is None or each.max_tokens >= max_tokens)
+    ]
     # A pattern that fits any answer: nobody knows the right one. So fidelity is measured on the reference's answer.
     return [
         Example(str(at), [dict(message) for message in each.messages], ".*", "regex")

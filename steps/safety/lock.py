@@ -8,12 +8,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from steps.safety.processes import is_closing
+
 
 @contextmanager
 def one_at_a_time(name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock *name* on this machine; call *waiting* once if another process holds it.
 
-    The kernel releases the lock of a process that dies.
+    The kernel releases the lock of a process that dies. Raises Timeout if this process begins to end while it waits.
     """
     folder = Path(tempfile.gettempdir()) / f"slm-project-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -22,7 +24,7 @@ def one_at_a_time(name: str, waiting: Callable[[], None] = lambda: None) -> Iter
         lock.acquire(timeout=0)
     except Timeout:
         waiting()
-        lock.acquire(poll_interval=0.5)
+        lock.acquire(poll_interval=0.5, cancel_check=is_closing)
     try:
         yield
     finally:

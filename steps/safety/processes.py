@@ -84,6 +84,11 @@ def closing() -> None:
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
 
 
+def is_closing() -> bool:
+    """Return whether this process is ending, and must start nothing more."""
+    return _closing.is_set()
+
+
 def end(send: Callable[[int], None], grace: float = GRACE_SECONDS) -> None:
     """*send* SIGTERM repeatedly, and after *grace* seconds SIGKILL, until *send* raises ProcessLookupError.
 

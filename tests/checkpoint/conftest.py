@@ -1,5 +1,6 @@
-"""A small model in a repository of a hub on loopback, and how it is fetched."""
+"""A small model in a repository of a hub on loopback, how it is fetched, and a copy of the embedded one."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,10 @@ import pytest
 
 from steps.checkpoint.hub import fetch_checkpoint
 from steps.checkpoint.manifest import Manifest, verify
+from tests.conftest import TINY
 from tests.hub_server import Hub, Repository, serving_hub, sha256
+
+from .broken import NAMES
 
 NAME = "someone/small-model"
 WEIGHTS = bytes(range(256)) * 40
@@ -72,3 +76,13 @@ def assert_whole(fetched: tuple[Manifest, Path], files: dict[str, bytes] = FILES
     assert [file.path for file in manifest.files] == NEEDED
     assert {file.path: file.sha256 for file in manifest.files} == {path: sha256(files[path]) for path in NEEDED}
     verify(manifest, folder)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Return a copy of the embedded model, to be broken."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for name in NAMES:
+        shutil.copy(TINY / name, folder / name)
+    return folder

@@ -1,62 +1,26 @@
 """A checkpoint that cannot become what was asked for is refused in one line, before its weights are read."""
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.numpy import load_file, save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from steps.checkpoint.checks import LONG_ROPE_LIMIT, NOT_EQUAL, ROPE, known_architectures, require_usable
 from steps.checkpoint.hub import fetch_checkpoint
 from steps.checkpoint.manifest import require_weights
 from steps.checkpoint.tokenizer_check import corrected_settings, require_tokenizer
-from steps.checkpoint.weights_check import require_fitting_weights
 from steps.config.command_line import compose_config
 from steps.fetch_model import fetch
 from steps.records.errors import StepError
 from steps.wrappers.onnx.engine import og_model
-from tests.conftest import ROOT
-from tests.families import FAMILIES, save_tokenizer
+from tests.families import FAMILIES
 from tests.hub_server import serving_hub
 
-TINY = ROOT / "models" / "tiny_phi3"
-NAMES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+from .broken import NAMES, change, llama, refusal
+
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4400000\n"
-WEIGHT = "model.layers.1.mlp.down_proj.weight"
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """Return a copy of the embedded model, to be broken."""
-    folder = tmp_path / "checkpoint"
-    folder.mkdir()
-    for name in NAMES:
-        shutil.copy(TINY / name, folder / name)
-    return folder
-
-
-def change(folder: Path, file: str, **values: Any) -> None:
-    """Set *values* in the JSON *file*; None removes a key."""
-    content = json.loads((folder / file).read_text()) | values
-    (folder / file).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-
-
-def rename(folder: Path, to: Callable[[str], str | None]) -> None:
-    """Give each weight the name that *to* returns; None drops it."""
-    weights = load_file(folder / "model.safetensors")
-    save_file({new: value for old, value in weights.items() if (new := to(old))}, folder / "model.safetensors")
-
-
-def refusal(folder: Path) -> str:
-    """Return the line with which fetch_model refuses the checkpoint in *folder*."""
-    with pytest.raises(StepError) as refused:
-        fetch(compose_config(["model=local", f"model.path={folder}"]))
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
 
 
 def test_a_whole_checkpoint_is_taken(checkpoint: Path) -> None:
@@ -154,15 +118,6 @@ def test_a_granite_of_other_layers_is_refused(tmp_path: Path, values: dict[str, 
 
 
 # Tokenizer and template
-
-
-def llama(folder: Path, tokenizer_class: str, family: str = "llama") -> Path:
-    """Write the tokenizer of *family* to *folder*, and what says that a Llama has it, of *tokenizer_class*."""
-    save_tokenizer(FAMILIES[family], folder)
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 640, "eos_token_id": 2}
-    (folder / "config.json").write_text(json.dumps(config))
-    change(folder, "tokenizer_config.json", tokenizer_class=tokenizer_class)
-    return folder
 
 
 @pytest.mark.parametrize("name", ["LlamaTokenizer", "LlamaTokenizerFast"])
@@ -296,75 +251,3 @@ def test_an_adapter_on_a_hub_is_named_for_what_it_is(tmp_path: Path) -> None:
         hub.repository("some/adapter").commit({"adapter_config.json": b"{}", "adapter_model.safetensors": b"1"})
         with pytest.raises(StepError, match="it is a LoRA adapter"):
             fetch_checkpoint("some/adapter", "main", offline=False)
-
-
-# Weights
-
-
-def test_a_file_that_is_cut_off_is_refused(checkpoint: Path) -> None:
-    path = checkpoint / "model.safetensors"
-    whole = path.read_bytes()
-    for damaged in (whole[:-1000], whole[:100], whole + b"more", b"\xff" * 8 + whole[8:]):
-        path.write_bytes(damaged)
-        assert f"{path} of {len(damaged)} bytes is cut off or damaged" in refusal(checkpoint)
-
-
-def test_an_index_that_names_a_missing_shard_is_refused(checkpoint: Path) -> None:
-    (checkpoint / "model.safetensors").rename(checkpoint / "model-00001-of-00002.safetensors")
-    assert "neither model.safetensors nor model.safetensors.index.json" in refusal(checkpoint)
-    shards = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(shards))
-    assert "index.json names model-00002-of-00002.safetensors, which is not among" in refusal(checkpoint)
-
-
-def test_weights_in_one_file_and_by_an_index_too_are_refused(checkpoint: Path) -> None:
-    shutil.copy(checkpoint / "model.safetensors", checkpoint / "model-00001-of-00001.safetensors")
-    index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
-    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
-    (checkpoint / "model.safetensors").write_bytes(b"cut off")
-    said = refusal(checkpoint)
-    assert "holds model.safetensors and model.safetensors.index.json: transformers reads the first" in said
-    assert "remove model.safetensors, or the index with its files" in said
-
-
-@pytest.mark.parametrize(
-    ("to", "line"),
-    [
-        (lambda name: f"module.{name}", "and holds module."),
-        (lambda name: f"base_model.model.{name}", "and holds base_model.model."),
-        (lambda name: None if name == WEIGHT else name, f"lacks {WEIGHT}, of the 27 weights"),
-        (lambda name: None if name == "lm_head.weight" else name, "lacks lm_head.weight"),
-        (lambda name: name.replace("layers.3", "layers.9"), "lacks model.layers.3."),
-    ],
-)
-def test_weights_of_other_names_are_refused(checkpoint: Path, to: Callable[[str], str | None], line: str) -> None:
-    rename(checkpoint, to)
-    assert line in refusal(checkpoint)
-
-
-def test_layers_that_config_json_does_not_count_are_refused(checkpoint: Path) -> None:
-    change(checkpoint, "config.json", num_hidden_layers=3)
-    assert "has no place in the model that config.json asks Phi3ForCausalLM for" in refusal(checkpoint)
-
-
-def test_shapes_of_another_config_are_refused(checkpoint: Path) -> None:
-    change(checkpoint, "config.json", intermediate_size=256)
-    assert "has shape [768, 128], and config.json asks Phi3ForCausalLM for [512, 128]: put the" in refusal(checkpoint)
-
-
-def test_weights_of_whole_numbers_are_refused(checkpoint: Path) -> None:
-    weights = load_file(checkpoint / "model.safetensors")
-    weights[WEIGHT] = weights[WEIGHT].astype("int8")
-    save_file(weights, checkpoint / "model.safetensors")
-    assert f"{WEIGHT} in {checkpoint}/model.safetensors is of type I8: these weights are quantised" in refusal(
-        checkpoint
-    )
-
-
-def test_a_tied_head_and_weights_that_transformers_leaves_out_are_nothing_odd(checkpoint: Path) -> None:
-    rename(checkpoint, lambda name: None if name == "lm_head.weight" else name)
-    change(checkpoint, "config.json", tie_word_embeddings=True)
-    weights = load_file(checkpoint / "model.safetensors")
-    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = weights["model.norm.weight"][:16]
-    save_file(weights, checkpoint / "model.safetensors")
-    require_fitting_weights(checkpoint)

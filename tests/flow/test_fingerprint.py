@@ -75,6 +75,11 @@ def test_an_edit_of_a_file_that_computes_no_result_runs_no_step_again(copy: Path
     assert edited((copy / room).glob("*.py")) == set()
 
 
+def test_an_edit_of_the_hubs_errors_or_of_its_cache_runs_no_step_again(copy: Path) -> None:
+    assert edited([copy / "checkpoint" / "hub_errors.py", copy / "checkpoint" / "hub_cache.py"]) == set()
+    assert "fetch_model" in edited([copy / "checkpoint" / "hub.py"])
+
+
 def test_an_edit_of_a_room_runs_again_the_steps_that_use_it(copy: Path) -> None:
     assert edited([copy / "evaluation" / "gates.py"]) == {"evaluate", "register"}
     assert edited([copy / "records" / "files.py"]) == set(STEPS)

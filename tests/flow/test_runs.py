@@ -76,6 +76,13 @@ def test_a_step_that_is_told_to_end_leaves_a_killed_run(store: str) -> None:
     assert mlflow.get_run(step.info.run_id).info.status == "KILLED"
 
 
+def test_a_run_that_was_being_created_below_one_that_is_told_to_end_is_closed_too(store: str) -> None:
+    with pytest.raises(SystemExit), open_run("main", compose_config([])) as chain:
+        step = mlflow.MlflowClient().create_run("0", tags={"mlflow.parentRunId": chain.info.run_id})
+        sys.exit(143)
+    assert mlflow.get_run(step.info.run_id).info.status == "KILLED"
+
+
 def test_a_run_says_which_code_lock_and_versions_made_it(store: str) -> None:
     with open_run("fetch_model", compose_config(["seed=7"])) as step:
         pass

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -78,6 +79,27 @@ def test_an_exception_of_one_call_ends_the_processes_of_the_others() -> None:
     with pytest.raises(ValueError, match="broken"):
         side_by_side([fail, wait_for_a_process], 2, partial(end_children, grace=5))
     assert not [each for each in psutil.Process().children() if "time.sleep(600)" in each.cmdline()]
+
+
+def test_a_signal_while_the_calls_are_still_being_started_ends_the_processes_of_those_that_run() -> None:
+    started, ended = threading.Event(), threading.Event()
+
+    def wait_for_a_process() -> int:
+        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+            started.set()
+            code = process.wait()
+        ended.set()
+        return code
+
+    class Interrupted(list[Callable[[], int]]):
+        def __iter__(self) -> Iterator[Callable[[], int]]:
+            yield self[0]
+            started.wait(600)
+            sys.exit(143)
+
+    with pytest.raises(SystemExit):
+        side_by_side(Interrupted([wait_for_a_process] * 2), 2, partial(end_children, grace=5))
+    assert ended.is_set()
 
 
 def test_a_checkpoint_that_fills_the_memory_is_built_one_step_at_a_time() -> None:

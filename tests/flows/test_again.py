@@ -54,6 +54,8 @@ def test_a_plan_says_what_would_run_and_why_and_runs_nothing(own: Flow, capsys: 
     assert "[3/5] build_onnx_wrapper      RUN       block_size 128 → 32" in output
     assert "[4/5] evaluate                RUN       after build_onnx_wrapper" in output
     assert len(own.runs()) == before + 1, "the chain's own"
+    note = own.runs()[0].data.tags["mlflow.note.content"]
+    assert note == "A plan (`plan=true`): no step was run."
 
 
 def test_an_edit_of_a_file_that_computes_no_result_runs_nothing_again(own: Flow, tmp_path: Path) -> None:

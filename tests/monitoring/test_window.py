@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+from mlflow import MlflowClient
 
 from steps.monitoring import window as window_module
 from steps.monitoring.window import read_window
@@ -62,6 +63,20 @@ def test_only_requests_of_the_version_count_the_oldest_first(monkeypatch: pytest
     assert tokens("1", None, 2) == [12, 13]
     monkeypatch.setattr(window_module, "PAGE", 1)
     assert tokens("1", None, 2) == [12, 13]
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_trace_that_arrives_between_two_pages_makes_no_request_count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window_module, "PAGE", 1)
+    search = MlflowClient.search_traces
+
+    def arriving(client: MlflowClient, **given: object) -> object:
+        page = search(client, **given)  # type: ignore[arg-type]
+        write([record("1", 0, 14)])
+        return page
+
+    monkeypatch.setattr(MlflowClient, "search_traces", arriving)
+    assert tokens("1", None, 100) == [11, 12, 13]
 
 
 @pytest.mark.usefixtures("traced")

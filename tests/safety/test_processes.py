@@ -5,19 +5,24 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import psutil
 import pytest
+from filelock import Timeout
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from steps.config.command_line import compose_config
 from steps.flow import runs
-from steps.flow.launch import launch
+from steps.flow.launch import launch, start_here
 from steps.records.tags import PROCESS
 from steps.safety import processes
+from steps.safety.lock import one_at_a_time
 from steps.safety.processes import close_abandoned_runs, process_tag
 from tests.conftest import PROGRAMS, ROOT
 from tests.marked_processes import ON_A_BUSY_MACHINE, PROMISED_SECONDS
@@ -53,6 +58,16 @@ def a_running_run(tag: str, above: str = "") -> str:
 def status_of(run_id: str) -> str:
     status: str = mlflow.get_run(run_id).info.status
     return status
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Signals end this process, as they end a step; the handlers of the tests come back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    processes.end_on_signals()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_a_run_whose_process_is_gone_is_closed(store: str) -> None:
@@ -134,6 +149,31 @@ def test_a_step_that_cannot_be_started_leaves_a_closed_run_that_says_whose_it_wa
     assert (step.info.status, step.info.run_name) == ("KILLED", "fetch_model")
     assert step.data.tags[PROCESS] == process_tag()
     assert step.data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+def test_a_second_signal_does_not_keep_a_flow_from_closing_the_run_of_its_step(store: str, handlers: None) -> None:
+    get_run = mlflow.MlflowClient.get_run
+
+    def interrupted(client: mlflow.MlflowClient, run_id: str) -> Run:
+        signal.raise_signal(signal.SIGTERM)
+        return get_run(client, run_id)
+
+    def start(_command: str, _variables: dict[str, str]) -> int:
+        patched.setattr(mlflow.MlflowClient, "get_run", interrupted)
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    with mlflow.start_run() as parent, pytest.MonkeyPatch.context() as patched, pytest.raises(SystemExit):
+        launch("fetch_model", {"overrides": "seed=1"}, parent, start)
+    (step,) = (run for run in mlflow.MlflowClient().search_runs(["0"]) if run.info.run_id != parent.info.run_id)
+    assert step.info.status == "KILLED"
+
+
+def test_a_process_that_is_ending_starts_nothing_more(tmp_path: Path) -> None:
+    assert start_here(f"touch {tmp_path}/before", {}) == 0
+    processes.closing()
+    assert start_here(f"touch {tmp_path}/after", {}) == -signal.SIGTERM
+    assert [each.name for each in tmp_path.iterdir()] == ["before"]
 
 
 def test_a_run_whose_process_is_alive_is_left(store: str) -> None:
@@ -266,6 +306,16 @@ def test_a_second_process_waits_for_the_first_and_says_so(tmp_path: Path, monkey
         first.kill()
         with second:
             assert line_of(second) == "has it"
+
+
+def test_a_process_that_is_ending_waits_for_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with start("lock_holder.py", "abc", "600") as first:
+        assert line_of(first) == "has it"
+        with pytest.raises(Timeout), one_at_a_time("abc", waiting=processes.closing):
+            pass
+        first.kill()
 
 
 def test_different_things_are_made_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

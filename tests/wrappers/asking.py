@@ -1,10 +1,13 @@
 """How the wrapper's tests load a model, ask it and read its answers."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from mlflow.pyfunc.model import PythonModelContext
 
+from steps.wrappers.onnx.engine.scheduler import Scheduler
+from steps.wrappers.onnx.engine.sequence import Sequence
 from steps.wrappers.onnx.engine_client import EngineClient
 from steps.wrappers.onnx.model import OnnxChatModel
 from steps.wrappers.onnx.output import RequestOutput
@@ -42,6 +45,17 @@ def load(folder: Path, program: Path | None = None, **model_config: Any) -> Onnx
         model.engine = EngineClient(folder, 1, {}, program)
         model.engine.wait()
     return model
+
+
+def generate(engine: Scheduler, sequences: Iterable[Sequence]) -> list[list[int]]:
+    """Return the tokens of *sequences*, which begin together."""
+    sequences = list(sequences)
+    for each in sequences:
+        engine.add(each)
+    while not engine.idle:
+        _tokens, errors = engine.step()
+        assert not errors
+    return [each.tokens for each in sequences]
 
 
 def output_for(model: OnnxChatModel, prompt: str, **options: Any) -> RequestOutput:

@@ -19,6 +19,7 @@ from steps.wrappers.onnx.output import RequestOutput
 from steps.wrappers.onnx.request import read_request
 from steps.wrappers.onnx.tokenizer import ChatTokenizer
 
+from .asking import generate
 from .conftest import llama_tokenizer, save_tokenizer
 
 IDS = count()
@@ -80,13 +81,9 @@ def expected(model: Any, length: int) -> list[int]:
 
 def answers(engine: Scheduler, *lengths: int) -> list[list[int]]:
     """Return the tokens of sequences of those *lengths*, which begin together."""
-    sequences = [Sequence(next(IDS), prompt_of(length), TOKENS, 0, 1, 0, [], None, True) for length in lengths]
-    for each in sequences:
-        engine.add(each)
-    while not engine.idle:
-        _tokens, errors = engine.step()
-        assert not errors
-    return [each.tokens for each in sequences]
+    return generate(
+        engine, [Sequence(next(IDS), prompt_of(length), TOKENS, 0, 1, 0, [], None, True) for length in lengths]
+    )
 
 
 LENGTHS = {"below": 4000, "across": 4095, "at": 4096, "just above": 4097, "above": 4500}

@@ -17,6 +17,8 @@ from steps.wrappers.onnx.engine.scheduler import Scheduler
 from steps.wrappers.onnx.engine.sequence import Sequence
 from tests.conftest import ROOT
 
+from .asking import generate
+
 IDS = count()
 PLAIN: dict[str, Any] = {"temperature": 0, "top_p": 1, "top_k": 0, "json_schema": None, "stream": True}
 
@@ -37,13 +39,7 @@ def scheduler(model: OgModel, **limits: int) -> Scheduler:
 
 
 def answers(engine: Scheduler, *sequences: Sequence) -> list[list[int]]:
-    """Return the tokens of *sequences*, which begin together."""
-    for each in sequences:
-        engine.add(each)
-    while not engine.idle:
-        _tokens, errors = engine.step()
-        assert not errors
-    return [each.tokens for each in sequences]
+    return generate(engine, sequences)
 
 
 @pytest.fixture(scope="module")
