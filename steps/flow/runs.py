@@ -1,6 +1,7 @@
 """Runs a step: opens its run, finds the runs that it builds on, calls it, and writes its outputs last."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -121,9 +122,7 @@ def _own_run(name: str) -> Iterator[ActiveRun]:
     if not is_checked():
         require_usable_server()
     with _opened_by_one():
-        # With tags from the start, because a run without its process would stay RUNNING after a kill.
-        tags = {STEP: name, PROCESS: process_tag()}
-        run = mlflow.start_run(run_name=name, tags=tags, log_system_metrics=name in STEPS)
+        run = _start_run(name)
     status = "FAILED"
     try:
         yield run
@@ -140,6 +139,20 @@ def _own_run(name: str) -> Iterator[ActiveRun]:
         raise
     finally:
         mlflow.end_run(status)
+
+
+def _start_run(name: str) -> ActiveRun:
+    given = os.environ.get("MLFLOW_RUN_ID")  # MLflow removes it long before it opens the run
+    try:
+        # With tags from the start, because a run without its process would stay RUNNING after a kill.
+        tags = {STEP: name, PROCESS: process_tag()}
+        return mlflow.start_run(run_name=name, tags=tags, log_system_metrics=name in STEPS)
+    except (SystemExit, KeyboardInterrupt):
+        closing()
+        mlflow.end_run("KILLED")
+        if given:
+            os.environ["MLFLOW_RUN_ID"] = given  # still to be closed
+        raise
 
 
 def _opened_by_one() -> AbstractContextManager[None]:

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from steps.config.command_line import compose_config
 from steps.flow import runs
+from steps.flow.entry import reporting
 from steps.flow.launch import launch, start_here
 from steps.records.tags import PROCESS
 from steps.safety import processes
@@ -167,6 +168,25 @@ def test_a_second_signal_does_not_keep_a_flow_from_closing_the_run_of_its_step(s
         launch("fetch_model", {"overrides": "seed=1"}, parent, start)
     (step,) = (run for run in mlflow.MlflowClient().search_runs(["0"]) if run.info.run_id != parent.info.run_id)
     assert step.info.status == "KILLED"
+
+
+def test_a_signal_while_mlflow_opens_the_run_of_a_step_closes_it(
+    store: str, handlers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = a_running_run(tag="")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    get_run, calls = mlflow.MlflowClient.get_run, []
+
+    def interrupted(client: mlflow.MlflowClient, run_id: str) -> Run:
+        calls.append(run_id)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return get_run(client, run_id)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_run", interrupted)
+    with pytest.raises(SystemExit), reporting("fetch_model"), runs.open_run("fetch_model", compose_config([])):
+        pass
+    assert status_of(run_id) == "KILLED"
 
 
 def test_a_process_that_is_ending_starts_nothing_more(tmp_path: Path) -> None:
