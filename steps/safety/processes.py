@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from sqlalchemy.exc import OperationalError
@@ -41,13 +42,15 @@ OWN_GRACE_SECONDS = 15
 LAUNCHER_PID = "SLM_LAUNCHER_PID"
 """The environment variable in which an entry point's shell records the launcher's PID, before it can exit."""
 
+SQLALCHEMY = str(Path(sqlalchemy.__file__).parent)
+
 _closing = threading.Event()
 
 
 def end_on_signals() -> None:
     """Make SIGINT, SIGTERM and SIGHUP raise SystemExit in the main thread, unless they are ignored (nohup).
 
-    A signal that comes during an import takes effect after it.
+    A signal that comes during an import, or while SQLAlchemy asks the database, takes effect after it.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -57,8 +60,7 @@ def end_on_signals() -> None:
 def _exit(number: int, frame: FrameType | None) -> None:
     if _closing.is_set():
         return
-    if _imports(frame):
-        # What is imported by half cannot be imported again, and closing a run imports: ask again a little later.
+    if _must_not_be_left(frame):
         later = threading.Timer(PAUSE_SECONDS / 5, os.kill, (os.getpid(), number))
         later.daemon = True
         later.start()
@@ -66,10 +68,15 @@ def _exit(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _imports(frame: FrameType | None) -> bool:
-    """Return whether *frame* is in the middle of an import."""
+def _must_not_be_left(frame: FrameType | None) -> bool:
+    """Return whether *frame* is in the middle of what closing a run needs whole: an import, or SQLAlchemy.
+
+    What is imported by half cannot be imported again. A statement that is left by an exception holds SQLite's lock for
+    as long as the exception lives, so this process would wait for itself.
+    """
     while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+        name = frame.f_code.co_filename
+        if name == "<frozen importlib._bootstrap>" or name.startswith(SQLALCHEMY):
             return True
         frame = frame.f_back
     return False

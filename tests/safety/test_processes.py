@@ -16,6 +16,7 @@ import pytest
 from filelock import Timeout
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from sqlalchemy import Connection, Engine, event
 
 from steps.config.command_line import compose_config
 from steps.flow import runs
@@ -186,6 +187,28 @@ def test_a_signal_while_mlflow_opens_the_run_of_a_step_closes_it(
     monkeypatch.setattr(mlflow.MlflowClient, "get_run", interrupted)
     with pytest.raises(SystemExit), reporting("fetch_model"), runs.open_run("fetch_model", compose_config([])):
         pass
+    assert status_of(run_id) == "KILLED"
+
+
+def test_a_signal_in_the_middle_of_a_statement_does_not_lock_the_database_for_the_process_itself(
+    store: str, handlers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = a_running_run(tag="")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    asked = []
+
+    def interrupt(_connection: Connection, _cursor: object, statement: str, *_more: object) -> None:
+        if "FROM tags" in statement and not asked:
+            asked.append(statement)
+            signal.raise_signal(signal.SIGTERM)
+
+    event.listen(Engine, "after_cursor_execute", interrupt)
+    try:
+        with pytest.raises(SystemExit), reporting("fetch_model"), runs.open_run("fetch_model", compose_config([])):
+            time.sleep(600)
+    finally:
+        event.remove(Engine, "after_cursor_execute", interrupt)
+    assert asked
     assert status_of(run_id) == "KILLED"
 
 
