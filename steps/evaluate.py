@@ -19,13 +19,14 @@ from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.models.model import MLMODEL_FILE_NAME
 
 from steps.config.schema import BUILD, CANDIDATES, FIDELITY, REFERENCE, Config, Evaluate, project_path
 from steps.evaluation.cost import by_prompt_length
 from steps.evaluation.gates import PASSED, Verdict, judge, overall, read_gates
 from steps.evaluation.metrics import Metrics, flatten, measure
 from steps.evaluation.predictions import Prediction, score
-from steps.evaluation.tasks import Example, read_examples
+from steps.evaluation.tasks import Example, read_task
 from steps.extras.lm_eval import check_harness, measure_harness
 from steps.extras.lm_eval_metrics import Results as Harness
 from steps.extras.lm_eval_metrics import harness_metrics, write_harness
@@ -46,7 +47,7 @@ def run(config: Config, inputs: Inputs) -> Outputs:
     """Measure the two models of *inputs* against each other, and judge them. Raises StepError unless all gates pass."""
     options = config.evaluate
     gates = read_gates(options.gates)
-    examples = read_examples(project_path(options.task), options.limit, options.scorer)
+    examples = read_task(project_path(options.task), options.scorer)[: options.limit]
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         runs = {name: inputs[step] for name, step in CANDIDATES.items()}
@@ -98,10 +99,14 @@ def fetched(uri: str, folder: Path) -> Path:
     """Copy the model at *uri* to *folder*; return its folder. Raises StepError when there is none."""
     folder.mkdir()
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+        model = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         msg = f"evaluate.candidates names {uri}, which cannot be fetched ({first_line(error)}): check the URI"
         raise StepError(msg) from error
+    if not (model / MLMODEL_FILE_NAME).is_file():
+        msg = f"evaluate.candidates names {uri}, which holds no {MLMODEL_FILE_NAME}: name a model that MLflow logged"
+        raise StepError(msg)
+    return model
 
 
 def log_measurements(found: Measurements, metrics: Metrics, ids: Mapping[str, str | None]) -> None:

@@ -104,7 +104,7 @@ def run_step(
     # One lock per store: a flow on another store cannot reuse the result.
     lock = hash_text(f"{mlflow.get_tracking_uri()} {facts.value}")
     with one_at_a_time(lock, waiting=lambda: say(step, config, "WAITING", "another flow is running this step")):
-        decision = decide(facts, config)
+        decision = decide(facts, config, inputs)
         if reused := decision.reused:
             say(step, config, REUSED, f"run {reused.info.run_id}")
             return Record(step, REUSED, reused.info.run_id, reused.info.run_id, 0.0, decision.reason, outputs(reused))
@@ -130,7 +130,7 @@ def print_plan(config: Config) -> None:
             say(step, config, "RUN", f"after {' and '.join(before)}, if what it makes differs")
             continue
         _require_inputs(step, inputs)
-        decision = decide(fingerprint(step, config, inputs), config)
+        decision = decide(fingerprint(step, config, inputs), config, inputs)
         say(step, config, "REUSE" if decision.reused else "RUN", decision.reason)
         if decision.reused:
             runs[step] = decision.reused
@@ -152,7 +152,7 @@ def _found(step: str, config: Config, inputs: Mapping[str, Run]) -> dict[str, Ru
         return {step: input_run(step, config)}
     if len(inputs) < len(STEPS[step].builds_on):
         return {}
-    found = decide(fingerprint(step, config, inputs), config, always_look=True).reused
+    found = decide(fingerprint(step, config, inputs), config, inputs, always_look=True).reused
     return {step: found} if found else {}
 
 

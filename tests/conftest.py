@@ -20,7 +20,7 @@ from mlflow.entities import Run
 
 from steps.config.onnx import ExecutionProvider
 from steps.config.schema import CANDIDATES, Config, Evaluate, project_path
-from steps.evaluation.tasks import Example, read_examples
+from steps.evaluation.tasks import Example, read_task
 from steps.flow.runs import run_name, run_step
 from steps.onnx_build.export import build_onnx
 from steps.records.onnx_recipes import Recipe
@@ -223,4 +223,4 @@ def last_run(step: str) -> Run:
 
 def examples_of(evaluate: Evaluate) -> list[Example]:
     """Return the examples that *evaluate* asks."""
-    return read_examples(project_path(evaluate.task), evaluate.limit, evaluate.scorer)
+    return read_task(project_path(evaluate.task), evaluate.scorer)[: evaluate.limit]

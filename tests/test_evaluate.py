@@ -1,5 +1,6 @@
 """The step around the evaluation: which questions, in whose words."""
 
+import json
 import math
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from mlflow.entities import Run
 
 from steps.config.command_line import compose_config
 from steps.config.schema import Evaluate
-from steps.evaluate import hand_over, judgement, log_measurements
+from steps.evaluate import fetched, hand_over, judgement, log_measurements
 from steps.evaluation.gates import Gate, judge
 from steps.measurement.measure import Measurements
 from steps.records.errors import ConfigError, StepError
@@ -44,14 +45,34 @@ def test_a_limit_takes_the_first_questions() -> None:
     ]
 
 
-def test_a_scorer_of_the_configuration_replaces_those_of_the_task() -> None:
-    examples = examples_of(options("evaluate=general"))
-    assert {example.scorer for example in examples} == {"contains"}
+def test_a_general_model_may_name_a_capital_in_any_words_and_a_task_that_names_its_scorer_is_scored_by_it(
+    tmp_path: Path,
+) -> None:
+    assert {example.scorer for example in examples_of(options("evaluate=general"))} == {"contains"}
+    assert {example.scorer for example in examples_of(options("evaluate=capitals"))} == {"exact"}
+    task = tmp_path / "task.jsonl"
+    question = {"id": "one", "messages": [{"role": "user", "content": "Why?"}], "reference": "So.", "scorer": "exact"}
+    task.write_text(json.dumps(question))
+    (example,) = examples_of(options("evaluate=general", f"evaluate.task={task}"))
+    assert example.scorer == "exact"
 
 
 def test_a_scorer_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ConfigError, match="close"):
-        examples_of(options("evaluate.scorer=close"))
+    with pytest.raises(ConfigError, match=r"evaluate\.scorer=contain cannot be used: .*did you mean contains"):
+        options("evaluate.scorer=contain")
+
+
+def test_a_text_for_fidelity_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes("für".encode("latin-1"))
+    for onnx in ("onnx=int4_cpu", "onnx=auto"):
+        with pytest.raises(ConfigError, match=r"evaluate\.fidelity\.text=.* an existing text file in UTF-8"):
+            options(onnx, f"evaluate.fidelity.text={text}")
+
+
+def test_a_candidate_that_is_no_logged_model_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match=f"evaluate.candidates names {ROOT}/data, which holds no MLmodel: name a"):
+        fetched(f"{ROOT}/data", tmp_path / "model")
 
 
 def test_a_line_that_is_no_question_is_named(tmp_path: Path) -> None:

@@ -78,7 +78,6 @@ class Example(TypedDict):
     id: str
     messages: list[Message]
     reference: str
-    scorer: str
 
 
 @dataclass(frozen=True, order=True)
@@ -243,7 +242,6 @@ def evaluation_task(
                 "id": f"{_slug(question.country)}-{question.phrasing}",
                 "messages": messages,
                 "reference": answer(question.country, capitals[question.country]),
-                "scorer": "exact",
             }
         )
     return examples

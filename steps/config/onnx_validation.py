@@ -1,9 +1,10 @@
 """Check what build_onnx_wrapper is asked for: the recipe, the ladder of onnx=auto, the calibration."""
 
 from steps.config.onnx import RECIPE_KEYS, BuildOnnxWrapper, ExecutionProvider, Ladder, Precision
-from steps.config.refusal import at_least, is_file, one_of, require
+from steps.config.refusal import at_least, is_file, is_text, one_of, require
 from steps.config.schema import Evaluate, project_path
-from steps.evaluation.tasks import read_examples
+from steps.evaluation.scoring import SCORERS
+from steps.evaluation.tasks import read_task
 from steps.records.errors import ConfigError
 from steps.records.onnx_recipes import LADDER
 
@@ -56,14 +57,16 @@ def _check_ladder(ladder: Ladder, provider: ExecutionProvider) -> None:
 def check_what_ladder_asks(ladder: Ladder) -> None:
     """Raise ConfigError if fidelity cannot be measured on what *ladder* names. evaluate is checked before."""
     key = "build_onnx_wrapper.ladder"
-    for name, value in {"task": ladder.task, "text": ladder.text}.items():
-        require(value is None or is_file(value), f"{key}.{name}", value, "an existing file")
+    require(is_file(ladder.task), f"{key}.task", ladder.task, "an existing file")
+    require(ladder.text is None or is_text(ladder.text), f"{key}.text", ladder.text, "an existing text file in UTF-8")
+    if ladder.scorer is not None:
+        one_of(tuple(SCORERS), f"{key}.scorer", ladder.scorer)
     for name, least in {"limit": 1, "questions": 1, "context": 2, "seed": 0}.items():
         at_least(least, f"{key}.{name}", getattr(ladder, name))
     try:
-        read_examples(project_path(ladder.task), ladder.limit, ladder.scorer)
+        read_task(project_path(ladder.task), ladder.scorer)
     except (ValueError, OSError) as error:
-        msg = f"{key}.scorer={ladder.scorer} or {key}.task={ladder.task} cannot be used: {error}"
+        msg = f"{key}.task={ladder.task} cannot be used: {error}"
         raise ConfigError(msg) from error
 
 
@@ -87,6 +90,6 @@ def check_calibration(onnx: BuildOnnxWrapper, evaluate: Evaluate) -> None:
     require(path.resolve() not in judged, f"{key}.file", calibration.file, expected)
     if path.suffix == ".jsonl":
         try:
-            read_examples(path, None, None)
+            read_task(path)
         except (ValueError, OSError) as error:
             raise ConfigError(str(error)) from error

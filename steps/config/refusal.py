@@ -31,6 +31,14 @@ def is_file(path: str | Path) -> bool:
     return os.path.isfile(project_path(path))  # noqa: PTH113  Path raises for a name that is too long for any file
 
 
+def is_text(path: str | Path) -> bool:
+    """Return whether *path*, absolute or relative to the project, is a file of text in UTF-8."""
+    try:
+        return is_file(path) and project_path(path).read_text(encoding="utf-8") is not None
+    except UnicodeDecodeError:
+        return False
+
+
 def is_folder(path: Path) -> bool:
     """Return whether *path*, which is absolute, is a folder."""
     return os.path.isdir(path)  # noqa: PTH112  see above

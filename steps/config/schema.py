@@ -160,7 +160,7 @@ class Harness:
 class Evaluate:
     """`task`: a JSON Lines file of questions, relative to the project; `limit`: number of questions.
 
-    `scorer`: overrides the scorer of every question. `candidates`: further models to measure against the reference, by
+    `scorer`: of the questions that name none. `candidates`: further models to measure against the reference, by
     name. `timed_examples`: number of questions that are asked one at a time, and timed; the rest goes in batches.
     `contract_examples`: number of questions on which the signature is checked. `gates`: by name, the fields of a
     `steps.evaluation.gates.Gate`.

@@ -9,7 +9,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from steps.config.entry_points_validation import check_export, check_monitor, check_serve
 from steps.config.onnx_validation import check_calibration, check_onnx, check_what_ladder_asks
-from steps.config.refusal import at_least, is_file, is_folder, is_unicode, one_of, require
+from steps.config.refusal import at_least, is_file, is_folder, is_text, is_unicode, one_of, require
 from steps.config.schema import (
     CANDIDATES,
     STEPS,
@@ -23,7 +23,8 @@ from steps.config.schema import (
 )
 from steps.config.values import flat_dict
 from steps.evaluation.gates import read_gates
-from steps.evaluation.tasks import read_examples
+from steps.evaluation.scoring import SCORERS
+from steps.evaluation.tasks import read_task
 from steps.records.errors import ConfigError
 
 EXTRAS = {
@@ -116,7 +117,9 @@ def _check_evaluate(evaluate: Evaluate) -> None:
     expected = f"an existing file, absolute or relative to the project ({task})"
     require(is_file(task), "evaluate.task", evaluate.task, expected)
     text = evaluate.fidelity.text
-    require(text is None or is_file(text), "evaluate.fidelity.text", text, "an existing text file")
+    require(text is None or is_text(text), "evaluate.fidelity.text", text, "an existing text file in UTF-8")
+    if evaluate.scorer is not None:
+        one_of(tuple(SCORERS), "evaluate.scorer", evaluate.scorer)
     for name, uri in evaluate.candidates.items():
         key = f"evaluate.candidates.{name}"
         fits = re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None and name not in CANDIDATES
@@ -149,7 +152,7 @@ def _check_harness(harness: Harness) -> None:
 def _check_gates_and_task(evaluate: Evaluate) -> None:
     try:
         read_gates(evaluate.gates)
-        read_examples(project_path(evaluate.task), evaluate.limit, evaluate.scorer)
+        read_task(project_path(evaluate.task), evaluate.scorer)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
 

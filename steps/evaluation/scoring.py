@@ -8,11 +8,14 @@ import functools
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from reprlib import repr as brief
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steps.records.errors import first_line
+
+if TYPE_CHECKING:
+    import referencing
 
 THINK, THINK_END = "<think>", "</think>"
 
@@ -55,10 +58,9 @@ def regex(answer: str, reference: str) -> bool:
 def json_schema(answer: str, reference: str) -> bool:
     """Return whether *answer* is JSON, with nothing around it, and valid against the JSON schema *reference*."""
     try:
-        value = json.loads(answer, parse_constant=_refuse_constant)
+        return _validator(reference)(json.loads(answer, parse_constant=_refuse_constant))
     except (ValueError, RecursionError):  # RecursionError: a model that repeats "[" thousands of times
         return False
-    return _validator(reference)(value)
 
 
 def choice(answer: str, reference: str) -> bool:
@@ -116,6 +118,8 @@ def _validator(schema_text: str) -> Callable[[Any], bool]:
     # Only this scorer needs the package.
     import jsonschema
     import referencing
+    import referencing.exceptions
+    import referencing.jsonschema
 
     try:
         schema = json.loads(schema_text)
@@ -124,8 +128,25 @@ def _validator(schema_text: str) -> Callable[[Any], bool]:
     except (ValueError, jsonschema.SchemaError) as error:
         msg = f"reference is not a JSON schema ({first_line(error)}); correct it"
         raise ValueError(msg) from error
-    # An empty registry: a `$ref` to another site is an error instead of a download.
-    return kind(schema, registry=referencing.Registry()).is_valid
+    # Nothing but the schema itself: a `$ref` to another site is an error instead of a download.
+    resource = referencing.Resource.from_contents(schema, default_specification=referencing.jsonschema.DRAFT202012)
+    registry = referencing.Registry().with_resource("", resource)
+    for reference in _references(resource):
+        try:
+            registry.resolver_with_root(resource).lookup(reference)
+        except (referencing.exceptions.Unresolvable, ValueError) as error:
+            msg = f"reference is a JSON schema whose $ref {brief(reference)} leads nowhere; define it under $defs"
+            raise ValueError(msg) from error
+    return kind(schema, registry=registry).is_valid
+
+
+def _references(schema: "referencing.Resource[Any]") -> Iterator[str]:
+    """Yield every `$ref` in *schema* that is read from its root; not those below an `$id` of their own."""
+    if isinstance(schema.contents, dict) and isinstance(schema.contents.get("$ref"), str):
+        yield schema.contents["$ref"]
+    for each in schema.subresources():
+        if each.id() is None:
+            yield from _references(each)
 
 
 def _refuse_constant(name: str) -> None:

@@ -1,7 +1,7 @@
 """Read evaluation tasks: JSON Lines of chat messages, each with a reference and a scorer."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
@@ -35,12 +35,12 @@ class Example:
         return answer if self.scorer in CHOOSING else without_reasoning(answer)
 
 
-def read_task(path: Path) -> list[Example]:
+def read_task(path: Path, scorer: str | None = None) -> list[Example]:
     """Return the examples of the JSON Lines file *path*, in its order; blank lines are skipped.
 
     A line reads `{"id": "...", "messages": [{"role": "user", "content": "..."}], "reference": "..."}` and may name its
-    `scorer` ("exact"). The reference of `json_schema` may be the schema itself instead of its text. `choices` is a
-    list of texts that includes the reference; with it, the scorer is "choice" or "choice_norm".
+    `scorer`; otherwise it is *scorer*, or "exact". The reference of `json_schema` may be the schema itself instead of
+    its text. `choices` is a list of texts that includes the reference; with it, the scorer is "choice" or "choice_norm".
 
     Raises ValueError naming file, line, fact and remedy at the first line that is not such an example, and OSError.
     """
@@ -51,7 +51,7 @@ def read_task(path: Path) -> list[Example]:
         if not line.strip():
             continue
         try:
-            example = _example(_parse(line))
+            example = _example(_parse(line), scorer)
             if example.id in examples:
                 msg = f"id {brief(example.id)} was used in line {lines_of[example.id]}; give every example its own"
                 raise ValueError(msg)
@@ -64,24 +64,6 @@ def read_task(path: Path) -> list[Example]:
         msg = f"{path}: holds no examples; write one JSON object a line with {', '.join(NEEDED)}"
         raise ValueError(msg)
     return list(examples.values())
-
-
-def read_examples(path: Path, limit: int | None, scorer: str | None) -> list[Example]:
-    """Return the first *limit* examples of the task at *path*, scored by *scorer* where one is given.
-
-    Raises ValueError, as `read_task` does, also for a *scorer* that cannot score an example, and OSError.
-    """
-    examples = read_task(path)[:limit]
-    return examples if scorer is None else [_with_scorer(example, scorer) for example in examples]
-
-
-def _with_scorer(example: Example, scorer: str) -> Example:
-    try:
-        check_reference(scorer, example.reference, example.choices)
-    except ValueError as error:
-        msg = f"evaluate.scorer={scorer} cannot score example {example.id}: {error}"
-        raise ValueError(msg) from error
-    return replace(example, scorer=scorer)
 
 
 def _parse(line: bytes) -> object:
@@ -117,8 +99,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _example(fields: object) -> Example:
-    """Return the example that the JSON value *fields* describes, or raise ValueError with fact and remedy."""
+def _example(fields: object, scorer: str | None) -> Example:
+    """Return the example that the JSON value *fields* describes, or raise ValueError with fact and remedy.
+
+    *scorer* is for one that names none, if it can score such an example.
+    """
     if not isinstance(fields, dict):
         msg = f"holds {_kind(fields)}; write one JSON object with {', '.join(NEEDED)}"
         raise ValueError(msg)
@@ -131,7 +116,10 @@ def _example(fields: object) -> Example:
         raise ValueError(msg)
 
     choices = _choices(fields["choices"]) if "choices" in fields else ()
-    scorer = fields.get("scorer", CHOOSING[0] if choices else "exact")
+    default = CHOOSING[0] if choices else "exact"
+    if scorer is not None and (scorer in CHOOSING) == bool(choices):
+        default = scorer
+    scorer = fields.get("scorer", default)
     reference = fields["reference"]
     if scorer == "json_schema" and isinstance(reference, dict | bool):
         reference = json.dumps(reference)

@@ -81,14 +81,27 @@ def _said(error: Exception) -> str:
 
 
 def run_through_hydra(main: Main, arguments: list[str]) -> None:
-    """Let Hydra handle its own flags, such as --help, --cfg job and --multirun."""
+    """Let Hydra handle its own flags, such as --help, --cfg job and --multirun.
+
+    Raises ConfigError and StepError as *main* does: Hydra would print their traces.
+    """
+    refused: list[ConfigError | StepError] = []
 
     def job(composed: DictConfig) -> None:
-        main(to_config(composed), list(HydraConfig.get().overrides.task))
+        try:
+            main(to_config(composed), list(HydraConfig.get().overrides.task))
+        except (ConfigError, StepError) as error:
+            refused.append(error)
+            sys.exit()
 
     register_schema()
     sys.argv[1:] = arguments
-    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
+    try:
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
+    except SystemExit:
+        if refused:
+            raise refused[0] from None
+        raise
 
 
 def settle_store() -> None:

@@ -1,19 +1,20 @@
 """Does a step have to run? Not if a finished run has the same fingerprint and all its artifacts are intact."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from steps.config.schema import Config
+from steps.config.schema import STEPS, Config
 from steps.flow.fingerprint import FACTS, Fingerprint, differences, movable
 from steps.logged_models.logged_model import model_damage
 from steps.records.artifacts import missing_artifact
-from steps.records.tags import CONTENT, FINGERPRINT, REGISTERED_AS, outputs
+from steps.records.tags import CONTENT, FINGERPRINT, REGISTERED_AS, STEP, outputs
 from steps.safety.search import runs_in_store
 
 LOGGED_MODEL = re.compile(r"models:/m-\w+")
@@ -31,8 +32,10 @@ class Decision:
     reason: str
 
 
-def decide(facts: Fingerprint, config: Config, *, always_look: bool = False) -> Decision:
-    """Return whether the step of *facts* has to run.
+def decide(
+    facts: Fingerprint, config: Config, inputs: Mapping[str, Run] = MappingProxyType({}), *, always_look: bool = False
+) -> Decision:
+    """Return whether the step of *facts* has to run on *inputs*, which are complete.
 
     Any finished and complete run in the store with the same fingerprint can be reused. With `reuse=false`, or
     if an input may have moved (a branch), none is. *always_look* ignores both.
@@ -43,7 +46,7 @@ def decide(facts: Fingerprint, config: Config, *, always_look: bool = False) -> 
         return Decision(None, why)
     damage = None
     for run in _finished_runs(f"tags.`{FINGERPRINT}` = '{facts.value}'"):
-        found = damage_of(run)
+        found = damage_of(run) or _damage_below(run, inputs)
         if found is None:
             return Decision(run, f"same fingerprint as run {run.info.run_id}")
         damage = damage or f"run {run.info.run_id} cannot be reused: {found}"
@@ -65,6 +68,26 @@ def damage_of(run: Run) -> str | None:
                 return f"{uri} is no longer registered"
             if found.tags.get(CONTENT) != run.data.tags.get(f"{REGISTERED_AS}{found.version}"):
                 return f"{uri} is another model by now"
+    return None
+
+
+def _damage_below(run: Run, inputs: Mapping[str, Run]) -> str | None:
+    """Return the damage to the builds that the finished *run* judged or registered, or None.
+
+    Only to those that are not *inputs*: their content is the same, and their files may have been deleted since.
+    """
+    for made_by in STEPS[run.data.tags[STEP]].builds_on:
+        key = str(STEPS[made_by].run_key)
+        run_id = run.data.tags.get(key)
+        # A build needs its checkpoint no longer.
+        if run_id is None or made_by == "fetch_model" or (made_by in inputs and inputs[made_by].info.run_id == run_id):
+            continue
+        try:
+            below = MlflowClient().get_run(run_id)
+        except MlflowException:
+            return f"its {key}, {run_id}, is gone"
+        if damage := damage_of(below) or _damage_below(below, {}):
+            return f"of its {key}, {damage}"
     return None
 
 

@@ -16,7 +16,7 @@ from steps.checkpoint.tokenizer_check import load_tokenizer
 from steps.config.onnx import Ladder
 from steps.config.schema import project_path
 from steps.evaluation.fidelity import Logits, Text, TokenFidelity, compare, joined, measured_rows
-from steps.evaluation.tasks import read_examples
+from steps.evaluation.tasks import read_task
 from steps.logged_models.dtype import dtype_name
 from steps.logged_models.language_model import OnnxModel, TorchModel
 from steps.measurement.measure import COMPARES_TEXT, in_batches
@@ -56,7 +56,7 @@ class Reference:
 
 def material_of(ladder: Ladder) -> Material:
     """Return the material that *ladder* measures on. Raises StepError when there is none."""
-    examples = read_examples(project_path(ladder.task), ladder.limit, ladder.scorer)
+    examples = read_task(project_path(ladder.task), ladder.scorer)[: ladder.limit]
     chats = [(each.messages, each.reference) for each in examples if each.scorer in COMPARES_TEXT][: ladder.questions]
     text = project_path(ladder.text).read_text(encoding="utf-8") if ladder.text else None
     if not chats and not text:

@@ -32,7 +32,7 @@ from steps.records import artifacts
 from steps.records.errors import StepError, one_line
 from steps.records.onnx_recipes import LADDER, Recipe, unusable
 from steps.records.tags import RECIPE
-from steps.report.ladder import draw, progress, table
+from steps.report.ladder import draw, measured, progress, table
 from steps.report.style import save
 
 
@@ -167,7 +167,7 @@ def log_ladder(rungs: Sequence[Rung], here: Climb) -> None:
     }
     mlflow.log_dict(ladder, artifacts.LADDER)
     mlflow.log_text(table(ladder), "ladder.md")
-    if any(rung.figures for rung in rungs):
+    if measured(ladder):
         (here.work / "plots").mkdir()
         save({"ladder": draw(ladder)}, here.work / "plots")
         mlflow.log_artifacts(str(here.work / "plots"), "plots")
@@ -182,10 +182,10 @@ def log_recipe(recipe: Recipe, options: BuildOnnxWrapper) -> None:
 
 def none_holds(rungs: Sequence[Rung]) -> str:
     """Return in one line that none of *rungs* keeps the gates, how near the nearest comes, and what to try."""
-    measured = [rung for rung in rungs if math.isfinite(rung.figures.get("fidelity.kl_mean", math.nan))]
-    if not measured:
+    finite = [rung for rung in rungs if math.isfinite(rung.figures.get("fidelity.kl_mean", math.nan))]
+    if not finite:
         return f"onnx=auto: no recipe could be built and measured: {rungs[-1].recipe.name}: {rungs[-1].reason}"
-    best = min(measured, key=lambda rung: rung.figures["fidelity.kl_mean"])
+    best = min(finite, key=lambda rung: rung.figures["fidelity.kl_mean"])
     ratio, kl, top = (best.figures[f"fidelity.{name}"] for name in ("perplexity_ratio", "kl_mean", "same_top"))
     return (
         f"onnx=auto: no recipe keeps the fidelity gates; {best.recipe.name} comes nearest with a perplexity ratio of "

@@ -41,23 +41,28 @@ def progress(rung: Mapping[str, Any]) -> str:
     return f"{name:<12} {size} ({of_checkpoint}), {close}, {rate} tokens/s, {seconds} s: {_verdict(rung)}"
 
 
+def measured(ladder: Ladder) -> list[Mapping[str, Any]]:
+    """Return the rungs of *ladder* that have a KL divergence; one that computes NaN has none."""
+    return [rung for rung in ladder["rungs"] if rung["figures"].get("fidelity.kl_mean") is not None]
+
+
 def draw(ladder: Ladder) -> Figure:
-    """Return the plot of the measured rungs of *ladder*."""
-    measured = [rung for rung in ladder["rungs"] if (rung["figures"].get("fidelity.kl_mean")) is not None]
+    """Return the plot of the measured rungs of *ladder*, which has some."""
+    rungs = measured(ladder)
     limits = [gate["max"] for gate in ladder["gates"].values() if gate["metric"] == "onnx.fidelity.kl_mean"]
     with style():
         figure = Figure(figsize=(WIDTH, 5.2))
         FigureCanvasAgg(figure)
         by_size, by_speed = figure.subplots(2, 1)
-        _panel(by_size, measured, limits, "cost.size_ratio", "Size, relative to the checkpoint", ladder["chosen"])
-        _panel(by_speed, measured, limits, "cost.decode_tokens_per_second", "Tokens a second", ladder["chosen"])
-    words = "; ".join(progress(rung) for rung in measured)
+        _panel(by_size, rungs, limits, "cost.size_ratio", "Size, relative to the checkpoint", ladder["chosen"])
+        _panel(by_speed, rungs, limits, "cost.decode_tokens_per_second", "Tokens a second", ladder["chosen"])
+    words = "; ".join(progress(rung) for rung in rungs)
     figure.set_label(f"KL divergence of each recipe from the checkpoint, against its size and its speed: {words}")
     return figure
 
 
 def _panel(
-    axes: Axes, measured: Sequence[Mapping[str, Any]], limits: list[float], figure: str, label: str, chosen: str | None
+    axes: Axes, rungs: Sequence[Mapping[str, Any]], limits: list[float], figure: str, label: str, chosen: str | None
 ) -> None:
     axes.tick_params(which="both", length=0)
     axes.set_axisbelow(True)
@@ -66,13 +71,13 @@ def _panel(
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylabel("KL, nats")
     axes.set_xlabel(label)
-    most = max(rung["figures"][figure] for rung in measured)
+    most = max(rung["figures"][figure] for rung in rungs)
     axes.set_xlim(0, most * 1.1)
     for limit in limits:
         axes.axhline(limit, color=MUTED, linestyle="--", linewidth=1)
         end = (1, limit), (-2, 3), axes.get_yaxis_transform(), "offset points"
         axes.annotate(f"limit {limit:g}", *end, ha="right", color=MUTED)
-    for rung in measured:
+    for rung in rungs:
         name, figures = rung["recipe"]["name"], rung["figures"]
         place = figures[figure], max(figures["fidelity.kl_mean"], LEAST_KL)
         axes.plot(*place, "o", markersize=8, color=COLOURS[0], markerfacecolor=COLOURS[0] if name == chosen else "none")

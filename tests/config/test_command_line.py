@@ -192,6 +192,13 @@ def test_hydras_multirun_makes_a_flow_of_each_value_and_leaves_nothing_in_the_fo
     assert not list(folder.iterdir())
 
 
+def test_a_value_of_a_multirun_that_cannot_be_used_is_one_line(store: str, tmp_path: Path) -> None:
+    arguments = ["--multirun", "evaluate.limit=0,1", "plan=true"]
+    done = run(sys.executable, "-m", "steps.main", *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["main: evaluate.limit=0 cannot be used: expected at least 1"]
+
+
 def test_no_key_of_the_configuration_is_called_like_a_flag_of_hydra() -> None:
     flags = {flag.lstrip("-") for flag in HYDRA_SWITCHES | HYDRA_OPTIONS}
     assert not flags & set(Config.__dataclass_fields__)

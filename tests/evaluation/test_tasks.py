@@ -12,6 +12,9 @@ SPAIN = {
     "reference": "The capital of Spain is Madrid.",
 }
 
+LOST = {"properties": {"capital": {"$ref": "#/$defs/city"}}, "$defs": {"town": {"type": "string"}}}
+"""A JSON schema whose `$ref` leads nowhere."""
+
 CHOICE = {**SPAIN, "reference": "Madrid", "choices": ["Madrid", "Lisbon"]}
 
 
@@ -30,6 +33,16 @@ def test_a_task_is_read_in_its_order_and_scored_exactly_unless_it_says_otherwise
 
     assert first == Example("spain", SPAIN["messages"], "The capital of Spain is Madrid.", "exact")  # type: ignore[arg-type]
     assert (second.id, second.scorer) == ("spain-2", "contains")
+
+
+def test_the_scorer_of_the_configuration_is_for_the_questions_that_name_none_and_that_it_can_score(
+    tmp_path: Path,
+) -> None:
+    named = {**SPAIN, "id": "named", "scorer": "exact"}
+    path = task(tmp_path, SPAIN, named, {**CHOICE, "id": "choice"})
+
+    assert [example.scorer for example in read_task(path, "contains")] == ["contains", "exact", "choice"]
+    assert [example.scorer for example in read_task(path, "choice_norm")] == ["exact", "exact", "choice_norm"]
 
 
 def test_the_embedded_task_is_readable_and_large_enough_for_its_gates() -> None:
@@ -72,6 +85,7 @@ def test_a_json_schema_may_be_written_as_an_object(tmp_path: Path) -> None:
         ({**SPAIN, "scorer": "contains", "reference": "?!"}, "empty after normalising"),
         ({**SPAIN, "scorer": "regex", "reference": "(Madrid"}, "not a regular expression"),
         ({**SPAIN, "scorer": "json_schema", "reference": {"type": "city"}}, "not a JSON schema"),
+        ({**SPAIN, "scorer": "json_schema", "reference": LOST}, "whose $ref '#/$defs/city' leads nowhere; define it"),
         ({**SPAIN, "messages": []}, "'messages' is an empty list"),
         ({**SPAIN, "messages": [{"role": "user"}]}, "messages[0] is an object with role"),
         ({**SPAIN, "messages": [{"role": "tool", "content": "x"}]}, "messages[0].role is 'tool'"),

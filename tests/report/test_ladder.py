@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from steps.report.ladder import HEAD, draw, progress, rows, table
+from steps.report.ladder import HEAD, draw, measured, progress, rows, table
 from steps.report.style import inline_svg
 
 
@@ -70,3 +70,11 @@ def test_a_ladder_of_which_nothing_could_be_measured_is_still_a_table() -> None:
     skipped = LADDER | {"rungs": [rung("int4", 0, 1, "failed", figures={})], "chosen": None}
     assert "| int4 |" in table(skipped)
     assert "because of int4" in table(skipped)
+
+
+def test_a_build_that_computes_no_number_is_in_the_table_and_not_in_the_plot() -> None:
+    broken = rung("int4", 0.3, 0.3, "failed")
+    broken["figures"] |= {"fidelity.kl_mean": None, "fidelity.perplexity_ratio": None}
+    assert "| int4 | 80.70\xa0MB | 0.30 |  |  |" in table(LADDER | {"rungs": [broken]})
+    assert measured(LADDER | {"rungs": [broken]}) == []
+    assert measured(LADDER | {"rungs": [broken, LADDER["rungs"][2]]}) == [LADDER["rungs"][2]]  # type: ignore[index]
