@@ -79,8 +79,15 @@ def main() -> None:
     chosen = next(rung for rung in ladder["rungs"] if rung["recipe"]["name"] == ladder["chosen"])
     figures = runs["evaluate"].data.metrics
     intervals = {
-        each: {part: figures[f"onnx.{each}{part}"] for part in ("", "_low", "_high")}
-        for each in ("fidelity.perplexity_ratio", "fidelity.kl_mean", "fidelity.same_top", "task.difference")
+        each: {part: figures[f"{each}{part}"] for part in ("", "_low", "_high")}
+        for each in (
+            "onnx.fidelity.perplexity_ratio",
+            "onnx.fidelity.kl_mean",
+            "onnx.fidelity.same_top",
+            "pipeline.task.accuracy",
+            "onnx.task.accuracy",
+            "onnx.task.difference",
+        )
     }
     print(f"{name}, {options.questions} questions: onnx=auto chose {ladder['chosen']}")
     tell({step: {"seconds": seconds_of(run)} for step, run in runs.items()}, [], None)

@@ -28,7 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ import mlflow
 
 from benchmarks.contenders import BareLoop
 from benchmarks.report import machine
+from benchmarks.started_servers import llama_cpps, mlflows, ours
 from steps.build_onnx_wrapper import log_wrapper
 from steps.config.command_line import compose_config
 from steps.config.onnx import ExecutionProvider
@@ -45,7 +46,6 @@ from steps.config.schema import ROOT
 from steps.onnx_build.export import build_onnx
 from steps.records.onnx_recipes import Recipe
 from steps.wrappers.onnx.cpus import usable_cpus
-from tests.servers import free_port, process, wait_for
 
 TINY = ROOT / "models" / "tiny_phi3"
 
@@ -108,40 +108,6 @@ class Server:
     url: str
     streams: bool
     health: str
-
-
-@contextlib.contextmanager
-def ours(uri: str) -> Iterator[str]:
-    """Yield the URL of `mlflow run . -e serve` for the model at *uri*."""
-    port = free_port()
-    command = [sys.executable, "-m", "steps.serve", f"serve.port={port}", f"serve.model={uri}"]
-    with process(*command, PYTHONPATH=str(ROOT)) as running:
-        wait_for(f"http://127.0.0.1:{port}/health", running)
-        yield f"http://127.0.0.1:{port}"
-
-
-@contextlib.contextmanager
-def mlflows(uri: str) -> Iterator[str]:
-    """Yield the URL of `mlflow models serve` for the model at *uri*."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "-p", str(port)]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow looks for uvicorn there
-    with process(*command, "--env-manager", "local", PYTHONPATH=str(ROOT), PATH=path) as running:
-        wait_for(f"http://127.0.0.1:{port}/ping", running)
-        yield f"http://127.0.0.1:{port}"
-
-
-@contextlib.contextmanager
-def llama_cpps(gguf: Path, python: str) -> Iterator[str]:
-    """Yield the URL of llama.cpp's server for the model *gguf*."""
-    port = free_port()
-    threads = ("--n_threads", str(usable_cpus()), "--n_threads_batch", str(usable_cpus()))
-    # By default a new request interrupts the one that is being answered.
-    options = ("--n_ctx", "2048", "--interrupt_requests", "false", "--verbose", "false", *threads)
-    command = [python, "-m", "llama_cpp.server", "--model", str(gguf), "--port", str(port), *options]
-    with process(*command) as running:
-        wait_for(f"http://127.0.0.1:{port}/v1/models", running)
-        yield f"http://127.0.0.1:{port}"
 
 
 async def ask_streaming(client: httpx.AsyncClient, body: dict[str, Any]) -> Timing:

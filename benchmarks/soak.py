@@ -23,7 +23,8 @@ import httpx
 import psutil
 
 from benchmarks.report import machine
-from benchmarks.server import Load, ask_streaming, built, logged, ours
+from benchmarks.server import Load, ask_streaming, built, logged
+from benchmarks.started_servers import ours
 
 CLIENTS, HANGING_UP = 8, 32
 GAUGES = ("slm:answers_unfinished", "vllm:num_requests_running", "vllm:num_requests_waiting")

@@ -40,7 +40,7 @@ def read_task(path: Path, scorer: str | None = None) -> list[Example]:
 
     A line reads `{"id": "...", "messages": [{"role": "user", "content": "..."}], "reference": "..."}` and may name its
     `scorer`; otherwise it is *scorer*, or "exact". The reference of `json_schema` may be the schema itself instead of
-    its text. `choices` is a list of texts that includes the reference; with it, the scorer is "choice" or "choice_norm".
+    its text. With `choices`, a list of texts that includes the reference, the scorer is "choice" or "choice_norm".
 
     Raises ValueError naming file, line, fact and remedy at the first line that is not such an example, and OSError.
     """

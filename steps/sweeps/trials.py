@@ -4,6 +4,7 @@ import shlex
 from functools import partial
 from typing import Protocol
 
+from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from steps.flow.launch import StepResult, launch, start_here
@@ -15,6 +16,9 @@ Trial = tuple[str, ...]
 
 LOST = -1000
 """The exit code for a process whose machine died; no signal has this number."""
+
+LONGEST_NAME = 200
+"""How much of what distinguishes a trial is the name of its run. MLflow's database holds 250 characters."""
 
 ATTEMPTS = 3
 """How often a trial is started at most, if its machines die."""
@@ -44,11 +48,14 @@ def run_trials(trials: list[Trial], parent: Run, jobs: int, place: Place) -> lis
     """Run the chain for each of *trials* under *parent*, *jobs* at a time at *place*; return how they went.
 
     A step that two trials share runs once; the later trial waits for it. An exception, such as a signal's, ends all.
+    At the end the run of a trial is named after the overrides that not all trials have.
     """
 
     def run(number: int, trial: Trial) -> StepResult:
         print(f"trial {number}/{len(trials)}: {shlex.join(trial)}", flush=True)
         result = _run_trial(trial, parent, place)
+        if own := [each for each in trial if any(each not in other for other in trials)]:
+            MlflowClient().update_run(result.run_id, name=shlex.join(own)[:LONGEST_NAME])
         print(f"trial {number}/{len(trials)}: {result.status}, {result.seconds:.1f} s\n", flush=True)
         return result
 

@@ -66,6 +66,11 @@ def swept(flow: Flow, tmp_path_factory: pytest.TempPathFactory) -> Swept:
 def test_trials_are_nested_and_make_once_what_they_share(swept: Swept) -> None:
     below = f"tags.`mlflow.parentRunId` = '{swept.run.info.run_id}' and tags.step = 'main'"
     chains = swept.client.search_runs(["0"], below)
+    assert {one.info.run_name for one in chains} == {
+        f"build_onnx_wrapper.block_size={size} build_onnx_wrapper.algorithm={algorithm}"
+        for size in (32, 128)
+        for algorithm in ("default", "k_quant")
+    }
     assert len(chains) == 4
     trials = {one.info.run_id for one in chains}
     fetched = swept.client.search_runs(["0"], "tags.step = 'fetch_model' and attributes.status = 'FINISHED'")

@@ -68,3 +68,11 @@ def test_a_trial_that_ends_while_it_is_told_to_is_no_error(monkeypatch: pytest.M
     monkeypatch.setattr(psutil.Process, "children", lambda self: [ended])
     ThisMachine().stop(lambda: bool(asked) or asked.append(True) is not None)
     assert asked
+
+
+def test_the_run_of_a_trial_is_named_after_what_the_others_have_not(store: str) -> None:
+    trials = [("seed=1", "evaluate.limit=5", f"onnx={name}") for name in ("int4_cpu", "int8_cpu")]
+    with mlflow.start_run() as parent:
+        run_trials(trials, parent, 1, Unlucky(0))
+    below = MlflowClient().search_runs(["0"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {one.info.run_name for one in below} == {"onnx=int4_cpu", "onnx=int8_cpu"}
