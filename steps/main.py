@@ -25,6 +25,7 @@ from steps.flow.reuse import decide
 from steps.flow.room import require_memory
 from steps.flow.runs import input_run, open_run
 from steps.flow.side_by_side import end_children, jobs_for, side_by_side
+from steps.flow.typed import mlflow_run
 from steps.records.errors import ConfigError, StepError
 from steps.records.files import hash_text
 from steps.records.tags import REUSED_FROM, SNAPSHOT_BYTES, VERDICT, outputs
@@ -183,6 +184,8 @@ def summary(runs: Mapping[str, Run], config: Config) -> str:
     if register := made.get("register"):
         lines.append(f"Registered:  {register['model_uri']}")
         header = "-H 'Content-Type: application/json'"
+        serving = mlflow_run("-e", "serve", "-P", f"serve.model={register['model_uri']}")
+        following += [f"{serving}    # OpenAI's API, and a page to chat on"] if serving else []
         following += [
             f"MLFLOW_TRACKING_URI={store} mlflow models serve -m {register['model_uri']} --env-manager uv -p 5001",
             f"curl -s localhost:5001/invocations {header} -d {shlex.quote(example(config))}",

@@ -25,13 +25,19 @@ from steps.extras.ray_cluster import Cluster, require_shared_artifacts
 from steps.flow.entry import reporting, run_through_hydra
 from steps.flow.launch import launch
 from steps.flow.runs import open_run
+from steps.flow.typed import mlflow_run
 from steps.records.errors import StepError
 from steps.report.sweep_page import write_page
 from steps.safety.processes import close_abandoned_runs
 from steps.sweeps.plan import Plan, plan_of, unregistered, varied
-from steps.sweeps.rerun import command_for
 from steps.sweeps.table import best_of, no_best, print_table, table_of
 from steps.sweeps.trials import Place, ThisMachine, Trial, run_trials
+
+
+def rerun(trial: Trial) -> str:
+    """Return a shell command that runs *trial* alone."""
+    given = mlflow_run("-P", f"overrides={shlex.join(trial)}")
+    return given or shlex.join([Path(sys.executable).name, "-m", "steps.main", *trial])
 
 
 def write_results(trials: list[Trial], table: pd.DataFrame, best: int | None, options: Options, command: str) -> None:
@@ -70,7 +76,7 @@ def run_sweep(plan: Plan, parent: Run, place: Place) -> None:
         return
     table = table_of(trials, results)
     best = best_of(table, options.objective, options.direction)
-    command = "" if best is None else command_for(trials[best])
+    command = "" if best is None else rerun(trials[best])
     write_results(trials, table, best, options, command)
     print_table(trials, table, options.objective)
     if best is None:

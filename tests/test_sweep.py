@@ -11,10 +11,10 @@ from mlflow import MlflowClient
 
 from steps.config.command_line import translate
 from steps.config.entry_points import Sweep as Options
+from steps.flow.typed import split_options
 from steps.records.errors import ConfigError
 from steps.sweep import write_results
 from steps.sweeps.plan import plan_of, trials_of, varied
-from steps.sweeps.rerun import split_options
 from steps.sweeps.table import best_of, no_best
 from tests.conftest import run
 

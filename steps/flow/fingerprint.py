@@ -39,6 +39,15 @@ Configured values are facts of their own, a finished run had no error, and the h
 them, hash by hash.
 """
 
+USERS_FILES = {
+    "build_onnx_wrapper": tuple(
+        f"build_onnx_wrapper.{key}" for key in ("ladder.task", "ladder.text", "calibration.file")
+    ),
+    "evaluate": ("evaluate.task", "evaluate.fidelity.text"),
+    "register": ("register.sign_key",),
+}
+"""The keys that name a file of the user's, by the step that reads it: its content is a fact too."""
+
 LADDER = "steps.ladder"
 """The room that build_onnx_wrapper imports with onnx=auto only."""
 
@@ -165,16 +174,12 @@ def _imports(body: list[ast.stmt], package: str) -> Iterator[str]:
 
 def _files(step: str, config: Config) -> dict[str, str]:
     """Return the sha256 of each of the user's files that *step* reads, by the key that names it."""
-    if step == "evaluate":
-        files = {"evaluate.task": config.evaluate.task, "evaluate.fidelity.text": config.evaluate.fidelity.text}
-        return {key: hash_file(project_path(path)) for key, path in files.items() if path is not None}
-    if step == "build_onnx_wrapper" and (ladder := config.build_onnx_wrapper.ladder):
-        files = {f"{step}.ladder.task": ladder.task, f"{step}.ladder.text": ladder.text}
-        return {key: hash_file(project_path(path)) for key, path in files.items() if path is not None}
     if step == "fetch_model" and config.model.source is Source.local:
         folder = project_path(str(config.model.path))
         return {"model.path": digest(describe(needed_files(folder), folder))}
-    return {}
+    values = flat_dict(config)
+    paths = {key: values.get(key) for key in USERS_FILES.get(step, ())}
+    return {key: hash_file(project_path(path)) for key, path in paths.items() if path is not None}
 
 
 def movable(step: str, config: Config) -> str | None:
@@ -213,14 +218,9 @@ def _harness(step: str, options: Harness) -> dict[str, str]:
 
 
 def _calibration(step: str, config: Config) -> dict[str, str]:
-    """Return the facts that calibration adds if it is used: the library's version, and the user's own file of texts."""
-    options = config.build_onnx_wrapper.calibration
-    if step != "build_onnx_wrapper" or options is None:
-        return {}
-    found = {"auto_round": version("auto-round")}
-    if options.file is not None:
-        found[f"{step}.calibration.file"] = hash_file(project_path(options.file))
-    return found
+    """Return the version of the library that calibrates, if *step* does."""
+    used = step == "build_onnx_wrapper" and config.build_onnx_wrapper.calibration is not None
+    return {"auto_round": version("auto-round")} if used else {}
 
 
 def _input_name(key: str) -> str:

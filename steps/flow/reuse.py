@@ -1,9 +1,8 @@
 """Does a step have to run? Not if a finished run has the same fingerprint and all its artifacts are intact."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import mlflow
 from mlflow import MlflowClient
@@ -14,6 +13,7 @@ from steps.config.schema import STEPS, Config
 from steps.flow.fingerprint import FACTS, Fingerprint, differences, movable
 from steps.logged_models.logged_model import model_damage
 from steps.records.artifacts import missing_artifact
+from steps.records.step import Inputs
 from steps.records.tags import CONTENT, FINGERPRINT, REGISTERED_AS, STEP, outputs
 from steps.safety.search import runs_in_store
 
@@ -32,9 +32,7 @@ class Decision:
     reason: str
 
 
-def decide(
-    facts: Fingerprint, config: Config, inputs: Mapping[str, Run] = MappingProxyType({}), *, always_look: bool = False
-) -> Decision:
+def decide(facts: Fingerprint, config: Config, inputs: Inputs, *, always_look: bool = False) -> Decision:
     """Return whether the step of *facts* has to run on *inputs*, which are complete.
 
     Any finished and complete run in the store with the same fingerprint can be reused. With `reuse=false`, or
@@ -71,7 +69,7 @@ def damage_of(run: Run) -> str | None:
     return None
 
 
-def _damage_below(run: Run, inputs: Mapping[str, Run]) -> str | None:
+def _damage_below(run: Run, inputs: Inputs) -> str | None:
     """Return the damage to the builds that the finished *run* judged or registered, or None.
 
     Only to those that are not *inputs*: their content is the same, and their files may have been deleted since.

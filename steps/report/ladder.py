@@ -37,8 +37,9 @@ def progress(rung: Mapping[str, Any]) -> str:
     if not rung["figures"]:
         return f"{name:<12} {_verdict(rung)}: {rung['reason']}"
     size, of_checkpoint, ratio, kl, top, rate, seconds = figures
+    share = f"{size} ({of_checkpoint} of the checkpoint)"
     close = f"perplexity ratio {ratio}, KL {kl}, same top token {top}"
-    return f"{name:<12} {size} ({of_checkpoint}), {close}, {rate} tokens/s, {seconds} s: {_verdict(rung)}"
+    return f"{name:<12} {share}, {close}, {rate} tokens/s, {seconds} s: {_verdict(rung)}"
 
 
 def measured(ladder: Ladder) -> list[Mapping[str, Any]]:

@@ -3,5 +3,4 @@
 plan.py    the combinations, each checked before the first trial starts
 trials.py  runs the trials, some at a time
 table.py   how the trials compare, and which is best
-rerun.py   the command that runs the best trial again
 """

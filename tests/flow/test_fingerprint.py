@@ -144,6 +144,16 @@ def test_a_changed_question_file_changes_evaluate_and_says_so(tmp_path: Path) ->
     assert differences(before, fingerprint("evaluate", config, {})) == ["input task changed"]
 
 
+def test_another_key_in_the_file_that_signs_registers_again(tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    key.write_text("one")
+    config = compose_config([])
+    config.register.sign_key = str(key)  # the configuration refuses it without the extra that signs
+    before = fingerprint("register", config, {})
+    key.write_text("other")
+    assert fingerprint("register", config, {}) != before
+
+
 def test_differences_name_the_value_before_and_after() -> None:
     old = fingerprint("build_onnx_wrapper", compose_config([]), {})
     new = fingerprint("build_onnx_wrapper", compose_config(["build_onnx_wrapper.block_size=64"]), {})

@@ -10,15 +10,15 @@ import pytest
 from mlflow.entities import Run
 
 from steps.config.command_line import compose_config
-from steps.config.schema import Config
+from steps.config.schema import STEPS, Config
 from steps.flow.fingerprint import fingerprint, sources
 from steps.flow.reuse import Decision, decide
-from steps.flow.runs import run_step
+from steps.flow.runs import log_artifact_list, run_step
 from steps.logged_models.logged_model import checked_model, model_damage
 from steps.records.artifacts import missing_artifact
 from steps.records.errors import StepError
 from steps.records.step import Inputs, Outputs
-from steps.records.tags import FINGERPRINT
+from steps.records.tags import FINGERPRINT, STEP, outputs
 from tests.conftest import last_run
 from tests.registry.models import built
 
@@ -37,7 +37,7 @@ def make(*overrides: str, body: Callable[[], None] = lambda: None) -> Run:
 
 def decision(*overrides: str) -> Decision:
     config = compose_config(list(overrides))
-    return decide(fingerprint("fetch_model", config, {}), config)
+    return decide(fingerprint("fetch_model", config, {}), config, {})
 
 
 def test_the_first_time_there_is_no_earlier_run(store: str) -> None:
@@ -92,8 +92,8 @@ def test_what_may_have_moved_is_made_again_and_found_by_a_later_step(store: str)
     run = make(*branch)
     config = compose_config(branch)
     facts = fingerprint("fetch_model", config, {})
-    assert decide(facts, config) == Decision(None, "model.revision=main is not a commit: it may have moved")
-    found = decide(facts, config, always_look=True).reused
+    assert decide(facts, config, {}) == Decision(None, "model.revision=main is not a commit: it may have moved")
+    found = decide(facts, config, {}, always_look=True).reused
     assert found is not None
     assert found.info.run_id == run.info.run_id
 
@@ -157,3 +157,28 @@ def test_a_model_whose_files_come_back_is_reused_again(store: str, tmp_path: Pat
     (tmp_path / "elsewhere").rename(file)
     assert model_damage(build) is None
     assert FINGERPRINT in mlflow.get_run(build.info.run_id).data.tags
+
+
+def test_an_evaluation_is_not_reused_when_the_build_that_it_judged_is_gone_and_an_equal_one_was_made(
+    store: str, tmp_path: Path
+) -> None:
+    pipeline, old, new = (built(tmp_path, "yes") for _ in range(3))
+    mlflow.MlflowClient().set_tag(pipeline.info.run_id, STEP, "build_pipeline_wrapper")
+    with mlflow.start_run(run_id=old.info.run_id):
+        log_artifact_list()  # as a step does
+
+    def judge(_config: Config, _inputs: Inputs) -> Outputs:
+        return Outputs(dict.fromkeys(STEPS["evaluate"].hands_over, "runs:/x/y"))
+
+    config = compose_config([f"pipeline_run_id={pipeline.info.run_id}", f"onnx_run_id={old.info.run_id}"])
+    run_step("evaluate", judge, config)
+    inputs = {"build_pipeline_wrapper": pipeline, "build_onnx_wrapper": new}
+    facts = fingerprint("evaluate", config, inputs)
+    assert decide(facts, config, inputs).reused is not None
+
+    model = mlflow.MlflowClient().get_logged_model(outputs(old)["model_uri"].removeprefix("models:/"))
+    (file,) = Path(urlparse(model.artifact_location).path).rglob("echo.py")
+    file.unlink()
+    decided = decide(facts, config, inputs)
+    assert decided.reused is None
+    assert f"of its onnx_run_id, echo.py of {outputs(old)['model_uri']} is missing" in decided.reason

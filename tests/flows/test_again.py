@@ -4,7 +4,6 @@ import json
 import re
 import signal
 from pathlib import Path
-from urllib.parse import urlparse
 
 import mlflow
 import pytest
@@ -57,21 +56,6 @@ def test_a_plan_says_what_would_run_and_why_and_runs_nothing(own: Flow, capsys: 
     assert len(own.runs()) == before + 1, "the chain's own"
     note = own.runs()[0].data.tags["mlflow.note.content"]
     assert note == "A plan (`plan=true`): no step was run."
-
-
-def test_what_was_judged_and_registered_is_made_again_when_the_files_of_its_build_are_gone(own: Flow) -> None:
-    first = own.steps
-    model = MlflowClient().get_logged_model(outputs(first["build_onnx_wrapper"])["model_uri"].removeprefix("models:/"))
-    (weights,) = Path(urlparse(model.artifact_location).path).rglob("model.onnx.data")
-    weights.unlink()
-    done = run(*COMMAND, cwd=own.folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for step in ("build_onnx_wrapper", "evaluate", "register"):
-        assert f"{step:<23} FINISHED" in done.stdout
-    uri = outputs(own.runs("register")[0])["onnx_version_uri"]
-    assert uri != outputs(first["register"])["onnx_version_uri"]
-    downloaded = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(own.folder / "model")))
-    assert list(downloaded.rglob("model.onnx.data"))
 
 
 def test_an_edit_of_a_file_that_computes_no_result_runs_nothing_again(own: Flow, tmp_path: Path) -> None:

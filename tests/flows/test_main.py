@@ -19,7 +19,7 @@ from steps.config.schema import CANDIDATES, STEPS
 from steps.logged_models.logged_model import logged_folder
 from steps.logged_models.requirements import locked
 from steps.records.tags import outputs
-from tests.conftest import do_step, run
+from tests.conftest import ROOT, do_step, run
 from tests.servers import serving
 from tests.shared_flow import Flow
 
@@ -49,6 +49,7 @@ def test_the_terminal_shows_a_line_a_step_and_then_what_matters(flow: Flow) -> N
     assert "Right answers" in flow.output
     assert "Registered:  models:/capitals/2" in flow.output
     assert "mlflow models serve -m models:/capitals/2" in flow.output
+    assert f"\n  mlflow run {ROOT} --env-manager local -e serve -P serve.model=models:/capitals/2  " in flow.output
 
 
 def test_the_chain_logs_its_configuration_and_how_each_step_went(flow: Flow, client: MlflowClient) -> None:

@@ -1,7 +1,6 @@
-"""The command that the user typed, changed to run one trial again."""
+"""The `mlflow run` that the user typed, changed to run something else in the same way."""
 
 import shlex
-import sys
 from pathlib import Path
 
 import psutil
@@ -14,19 +13,18 @@ REPLACED = {"-P", "--param-list", "-e", "--entry-point", "-v", "--version", "--r
 """The options of `mlflow run` that say what to run; the others say where and in which environment."""
 
 
-def command_for(overrides: tuple[str, ...]) -> str:
-    """Return a shell command that runs the chain with *overrides*, in the way in which this process was started.
+def mlflow_run(*words: str) -> str | None:
+    """Return a shell command that runs what *words* say, such as `-e serve`, or None if this is no `mlflow run`.
 
-    That is the same `mlflow run` with the same options, and the same commit if MLflow cloned the project.
+    Project, other options, and the commit if MLflow cloned the project, are those of the command above this process.
     """
     typed = _typed()
     if typed is None:
-        return shlex.join([Path(sys.executable).name, "-m", "steps.main", *overrides])
+        return None
     uri, options, folder = typed
     if (folder / uri).resolve() != ROOT:
         options = ["-v", provenance_tags(0)["code.commit"], *options]
-    command = shlex.join(["mlflow", "run", uri, *options, "-P", f"overrides={shlex.join(overrides)}"])
-    return without_secrets(without_credentials(command))
+    return without_secrets(without_credentials(shlex.join(["mlflow", "run", uri, *options, *words])))
 
 
 def _typed() -> tuple[str, list[str], Path] | None:
