@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from threading import Event
 from unittest.mock import patch
 
 import mlflow
@@ -25,7 +24,7 @@ from steps.flow.runs import run_name, run_step
 from steps.onnx_build.export import build_onnx
 from steps.records.onnx_recipes import Recipe
 from steps.records.tags import outputs
-from steps.safety import processes
+from steps.safety.processes import ENDING
 from tests.shared_flow import COMMAND, Flow
 from tests.small_evaluation import examples, predictions  # noqa: F401  fixtures
 
@@ -95,8 +94,9 @@ def own_environment() -> Iterator[None]:
 
     And forget that a step of a test has ended: this process goes on.
     """
-    with patch.dict(os.environ), patch.object(processes, "_closing", Event()):
+    with patch.dict(os.environ):
         yield
+    ENDING.clear()
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

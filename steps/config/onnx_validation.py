@@ -59,8 +59,7 @@ def check_what_ladder_asks(ladder: Ladder) -> None:
     key = "build_onnx_wrapper.ladder"
     require(is_file(ladder.task), f"{key}.task", ladder.task, "an existing file")
     require(ladder.text is None or is_text(ladder.text), f"{key}.text", ladder.text, "an existing text file in UTF-8")
-    if ladder.scorer is not None:
-        one_of(tuple(SCORERS), f"{key}.scorer", ladder.scorer)
+    one_of(tuple(SCORERS), f"{key}.scorer", ladder.scorer)
     for name, least in {"limit": 1, "questions": 1, "context": 2, "seed": 0}.items():
         at_least(least, f"{key}.{name}", getattr(ladder, name))
     try:

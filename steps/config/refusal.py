@@ -16,9 +16,10 @@ def require(condition: bool, key: str, value: object, expected: str) -> None:
         raise ConfigError(msg)
 
 
-def one_of(known: Sequence[str], key: str, value: str) -> None:
-    """Raise ConfigError, with the nearest of *known*, unless *value* is one of them."""
-    require(value in known, key, value, f"one of {', '.join(known)}{nearest(value, known)}")
+def one_of(known: Sequence[str], key: str, value: str | None) -> None:
+    """Raise ConfigError, with the nearest of *known*, unless *value* is None or one of them."""
+    if value is not None:
+        require(value in known, key, value, f"one of {', '.join(known)}{nearest(value, known)}")
 
 
 def at_least(least: int, key: str, value: float | None) -> None:
@@ -27,16 +28,20 @@ def at_least(least: int, key: str, value: float | None) -> None:
 
 
 def is_file(path: str | Path) -> bool:
-    """Return whether *path*, absolute or relative to the project, is a file."""
-    return os.path.isfile(project_path(path))  # noqa: PTH113  Path raises for a name that is too long for any file
+    """Return whether *path*, absolute or relative to the project, is a file that this user may read."""
+    whole = project_path(path)
+    return os.path.isfile(whole) and os.access(whole, os.R_OK)  # noqa: PTH113  Path raises for a name that is too long
 
 
 def is_text(path: str | Path) -> bool:
     """Return whether *path*, absolute or relative to the project, is a file of text in UTF-8."""
-    try:
-        return is_file(path) and project_path(path).read_text(encoding="utf-8") is not None
-    except UnicodeDecodeError:
+    if not is_file(path):
         return False
+    try:
+        project_path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def is_folder(path: Path) -> bool:

@@ -118,8 +118,7 @@ def _check_evaluate(evaluate: Evaluate) -> None:
     require(is_file(task), "evaluate.task", evaluate.task, expected)
     text = evaluate.fidelity.text
     require(text is None or is_text(text), "evaluate.fidelity.text", text, "an existing text file in UTF-8")
-    if evaluate.scorer is not None:
-        one_of(tuple(SCORERS), "evaluate.scorer", evaluate.scorer)
+    one_of(tuple(SCORERS), "evaluate.scorer", evaluate.scorer)
     for name, uri in evaluate.candidates.items():
         key = f"evaluate.candidates.{name}"
         fits = re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None and name not in CANDIDATES

@@ -99,10 +99,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _example(fields: object, scorer: str | None) -> Example:
+def _example(fields: object, default: str | None) -> Example:
     """Return the example that the JSON value *fields* describes, or raise ValueError with fact and remedy.
 
-    *scorer* is for one that names none, if it can score such an example.
+    If it names no scorer it has *default*, provided that this can score such an example.
     """
     if not isinstance(fields, dict):
         msg = f"holds {_kind(fields)}; write one JSON object with {', '.join(NEEDED)}"
@@ -116,9 +116,8 @@ def _example(fields: object, scorer: str | None) -> Example:
         raise ValueError(msg)
 
     choices = _choices(fields["choices"]) if "choices" in fields else ()
-    default = CHOOSING[0] if choices else "exact"
-    if scorer is not None and (scorer in CHOOSING) == bool(choices):
-        default = scorer
+    if default is None or (default in CHOOSING) != bool(choices):
+        default = CHOOSING[0] if choices else "exact"
     scorer = fields.get("scorer", default)
     reference = fields["reference"]
     if scorer == "json_schema" and isinstance(reference, dict | bool):

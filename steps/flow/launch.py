@@ -16,7 +16,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_
 
 from steps.config.schema import ROOT
 from steps.records.tags import PROCESS, STEP, outputs
-from steps.safety.processes import closing, end, is_closing, process_tag
+from steps.safety.processes import ENDING, closing, end, process_tag
 
 Start = Callable[[str, dict[str, str]], int]
 """Runs a shell command with additional environment variables; returns its exit code, negative after a signal."""
@@ -38,7 +38,7 @@ def start_here(command: str, variables: dict[str, str]) -> int:
 
     A process that is ending starts nothing more: then the code is that of SIGTERM.
     """
-    if is_closing():
+    if ENDING.is_set():
         return -signal.SIGTERM
     # MLproject says `python`; put the interpreter that runs the chain first on PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

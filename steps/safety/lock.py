@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from steps.safety.processes import is_closing
+from steps.safety.processes import ENDING
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def one_at_a_time(name: str, waiting: Callable[[], None] = lambda: None) -> Iter
         lock.acquire(timeout=0)
     except Timeout:
         waiting()
-        lock.acquire(poll_interval=0.5, cancel_check=is_closing)
+        lock.acquire(poll_interval=0.5, cancel_check=ENDING.is_set)
     try:
         yield
     finally:

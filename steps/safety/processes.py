@@ -42,9 +42,10 @@ OWN_GRACE_SECONDS = 15
 LAUNCHER_PID = "SLM_LAUNCHER_PID"
 """The environment variable in which an entry point's shell records the launcher's PID, before it can exit."""
 
-SQLALCHEMY = str(Path(sqlalchemy.__file__).parent)
+SQLALCHEMY = f"{Path(sqlalchemy.__file__).parent}{os.sep}"
 
-_closing = threading.Event()
+ENDING = threading.Event()
+"""Set when this process is ending: it ignores further signals, starts nothing more, and waits for no other."""
 
 
 def end_on_signals() -> None:
@@ -58,7 +59,7 @@ def end_on_signals() -> None:
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    if _closing.is_set():
+    if ENDING.is_set():
         return
     if _must_not_be_left(frame):
         later = threading.Timer(PAUSE_SECONDS / 5, os.kill, (os.getpid(), number))
@@ -83,17 +84,12 @@ def _must_not_be_left(frame: FrameType | None) -> bool:
 
 
 def closing() -> None:
-    """Ignore further signals, because this process is ending and must be able to close its runs.
+    """Set ENDING, because this process must be able to close its runs.
 
     From now on it does not wait for a tracking server that does not answer.
     """
-    _closing.set()
+    ENDING.set()
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
-
-
-def is_closing() -> bool:
-    """Return whether this process is ending, and must start nothing more."""
-    return _closing.is_set()
 
 
 def end(send: Callable[[int], None], grace: float = GRACE_SECONDS) -> None:

@@ -20,6 +20,8 @@ KILLS = [
     (COMMAND, "mlflow run", signal.SIGKILL),
     (COMMAND, "steps.main", signal.SIGKILL),
     (BY_HAND, "steps.main", signal.SIGINT),
+    (BY_HAND, "steps.main", signal.SIGTERM),
+    (BY_HAND, "steps build_pipeline_wrapper", signal.SIGINT),
     (BY_HAND, "steps build_pipeline_wrapper", signal.SIGTERM),
     (BY_HAND, "steps build_pipeline_wrapper", signal.SIGKILL),
 ]

@@ -5,7 +5,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
-from filelock import Timeout
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy import Connection, Engine, event
@@ -24,17 +22,11 @@ from steps.flow.entry import reporting
 from steps.flow.launch import launch, start_here
 from steps.records.tags import PROCESS
 from steps.safety import processes
-from steps.safety.lock import one_at_a_time
 from steps.safety.processes import close_abandoned_runs, process_tag
 from tests.conftest import PROGRAMS, ROOT
 from tests.marked_processes import ON_A_BUSY_MACHINE, PROMISED_SECONDS
 
-
-def start(name: str, *arguments: str) -> "subprocess.Popen[str]":
-    """Start the program *name*, which prints to us."""
-    command = [sys.executable, str(PROGRAMS / name), *arguments]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+from .started import line_of, start
 
 
 def sleeping() -> "subprocess.Popen[bytes]":
@@ -44,11 +36,6 @@ def sleeping() -> "subprocess.Popen[bytes]":
 
 def tag_of(child: "subprocess.Popen[bytes]") -> str:
     return process_tag(psutil.Process(child.pid))
-
-
-def line_of(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
 
 
 def a_running_run(tag: str, above: str = "") -> str:
@@ -338,32 +325,3 @@ def test_the_last_signal_comes_when_the_grace_is_over_and_no_pause_later(grace: 
     assert sent[-1] == signal.SIGKILL
     assert set(sent[:-1]) <= {signal.SIGTERM}
     assert sum(slept) == pytest.approx(grace)
-
-
-def test_a_second_process_waits_for_the_first_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with start("lock_holder.py", "abc", "600") as first:
-        assert line_of(first) == "has it"
-        second = start("lock_holder.py", "abc", "0")
-        assert line_of(second) == "waits"
-        first.kill()
-        with second:
-            assert line_of(second) == "has it"
-
-
-def test_a_process_that_is_ending_waits_for_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    with start("lock_holder.py", "abc", "600") as first:
-        assert line_of(first) == "has it"
-        with pytest.raises(Timeout), one_at_a_time("abc", waiting=processes.closing):
-            pass
-        first.kill()
-
-
-def test_different_things_are_made_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with start("lock_holder.py", "one", "600") as first, start("lock_holder.py", "two", "600") as second:
-        assert (line_of(first), line_of(second)) == ("has it", "has it")
-        first.kill()
-        second.kill()
