@@ -202,13 +202,14 @@ def hand_over(verdicts: Sequence[Verdict], digest: str, *, chosen: bool) -> Outp
 def method(options: Evaluate, found: Measurements) -> dict[str, str]:
     """Return how it was measured, for the report."""
     fidelity, cost = options.fidelity, options.cost
+    chosen = any(answer.likelihoods for answer in found.answers[REFERENCE])
     return {
         "Task": options.task,
         "Examples": str(len(found.answers[REFERENCE])),
         "Scorer": options.scorer or "the one that the task names for each example",
         "Longest answer": f"{options.max_tokens} tokens, greedy",
         "Order": f"each candidate in a process of its own, in turns; the first {options.timed_examples} questions one "
-        "at a time, after a warm-up, the rest in batches",
+        f"at a time, after a warm-up, the rest in batches{'; multiple choice last, one at a time' if chosen else ''}",
         "Probabilities": f"of the answers to {fidelity.questions or 'all'} questions"
         f"{f', and of {fidelity.text}' if fidelity.text else ''}, "
         f"at most {fidelity.context} tokens at a time, on the token ids of {REFERENCE}",

@@ -88,10 +88,14 @@ def by_prompt_length(timings: Sequence[Timing]) -> dict[int, dict[str, float]]:
 
 
 def _answer_times(answers: Iterable[Answer]) -> dict[str, float]:
-    """Return the speed of answers that were timed and ended without an error; tokens only if all have a count."""
-    timed = [(answer, answer.seconds) for answer in answers if answer.error is None and answer.seconds is not None]
-    if not timed:
+    """Return the speed of answers that were timed and ended without an error; tokens only if all have a count.
+
+    Multiple choice counts only where no answer was generated.
+    """
+    every = [(answer, answer.seconds) for answer in answers if answer.error is None and answer.seconds is not None]
+    if not every:
         return {}
+    timed = [each for each in every if each[0].likelihoods is None] or every
     seconds = [each for _answer, each in timed]
     tokens = [answer.completion_tokens for answer, _ in timed if answer.completion_tokens is not None]
     p50, p90, p99 = np.quantile(seconds, [0.5, 0.9, 0.99])

@@ -81,16 +81,21 @@ def measure_candidates(
     found = Measurements()
     for name, loaded in candidates.items():
         measure_loading(found, name, loaded)
-    chooses = any(example.scorer in CHOOSING for example in examples)
-    if not chooses:
-        time_first_answers(found, candidates, examples[0], options.max_tokens)
-        ask_in_turns(found, candidates, examples, options.max_tokens, timed=options.timed_examples)
+    chosen = [example for example in examples if example.scorer in CHOOSING]
+    generated = [example for example in examples if example.scorer not in CHOOSING]
+    if generated:
+        time_first_answers(found, candidates, generated[0], options.max_tokens)
+        ask_in_turns(found, candidates, generated, options.max_tokens, timed=options.timed_examples)
     time_in_turns(found, candidates, candidates[reference], examples, options.cost)
     for name, loaded in candidates.items():
         found.of(name).footprint.peak_memory_bytes = found.attempt(loaded, worker.peak_memory)
-    if chooses:
-        # After memory is measured: for likelihoods, an ONNX model is loaded once more, outside the wrapper.
-        ask_in_turns(found, candidates, examples, options.max_tokens, timed=options.timed_examples)
+    if chosen:
+        # After memory is measured: for likelihoods, an ONNX model is loaded once more, outside the wrapper. One at a
+        # time, because a batch generates.
+        ask_in_turns(found, candidates, chosen, options.max_tokens, timed=len(chosen))
+    place = {example.id: number for number, example in enumerate(examples)}
+    for answers in found.answers.values():
+        answers.sort(key=lambda answer: place[answer.example_id])
     few = examples[: options.contract_examples]
     for name, loaded in candidates.items():
         contract = found.attempt(loaded, worker.keep_contract, loaded.folder, few, options.max_tokens)
@@ -135,7 +140,7 @@ def ask_in_turns(
 ) -> None:
     """Ask all *candidates* the *examples*: the first *timed* one at a time, the rest in batches.
 
-    When a candidate fails a turn, each of its answers in that turn is an error.
+    Adds their answers to those in *found*. When a candidate fails a turn, each of its answers in that turn is an error.
     """
     show = {name: progress(name) for name in candidates}
     by_id: dict[str, dict[str, Answer]] = {name: {} for name in candidates}
@@ -151,16 +156,12 @@ def ask_in_turns(
             for answer in given:
                 by_id[name][answer.example_id] = answer
                 show[name](len(by_id[name]), len(examples))
-    found.answers |= {name: [answers[example.id] for example in examples] for name, answers in by_id.items()}
+    for name, answers in by_id.items():
+        found.answers.setdefault(name, []).extend(answers[example.id] for example in examples)
 
 
 def _turns(examples: Sequence[Example], timed: int, max_tokens: int) -> Iterator[tuple[bool, Sequence[Example]]]:
-    """Yield the examples of each turn, and whether they are asked together.
-
-    Multiple choice is always asked one at a time: nothing is generated.
-    """
-    if any(example.scorer in CHOOSING for example in examples):
-        timed = len(examples)
+    """Yield the examples of each turn, and whether they are asked together."""
     for at in range(0, len(examples[:timed]), TURN):
         yield False, examples[at : min(timed, at + TURN)]
     for batch in batches(examples[timed:], max_tokens):

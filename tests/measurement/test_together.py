@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase
 
 from steps.config.command_line import compose_config
+from steps.evaluation.cost import cost_metrics
 from steps.evaluation.integrity import HARD_TEXTS
 from steps.evaluation.tasks import Example
 from steps.logged_models.process import Candidate, candidate
-from steps.measurement.measure import Measurements, ask_in_turns, compare_tokens, measure_fidelity
+from steps.measurement.measure import Measurements, ask_in_turns, compare_tokens, measure_candidates, measure_fidelity
 from steps.measurement.worker import ask_alone, ask_batch
 from tests.conftest import examples_of
 
@@ -64,6 +66,25 @@ def test_a_tokenizer_without_a_pad_token_of_the_model_answers_in_batches_too(
         together = pipeline.run(ask_batch, examples, 32)
 
     assert [answer.text for answer in together] == [answer.text for answer in alone]
+
+
+def test_multiple_choice_among_the_questions_keeps_none_of_the_others_from_being_timed_or_batched(
+    loaded: dict[str, Candidate],
+) -> None:
+    cost = ["evaluate.cost.prompt_lengths=[16]", "evaluate.cost.batches=[1]", "evaluate.cost.repeats=1"]
+    options = compose_config(["evaluate.limit=4", "evaluate.timed_examples=1", *cost]).evaluate
+    choices = replace(WORDY[0], id="choice", scorer="choice", choices=("Oslo", "Madrid"))
+    examples = [choices, *examples_of(options)]
+
+    found = measure_candidates(loaded, "pipeline", examples, options)
+
+    for name, answers in found.answers.items():
+        assert [answer.example_id for answer in answers] == [example.id for example in examples]
+        assert [answer.likelihoods is not None for answer in answers] == [True, *[False] * 4]
+        assert [answer.seconds is not None for answer in answers] == [True, True, False, False, False]
+        own = found.of(name)
+        assert own.footprint.first_answer_seconds
+        assert cost_metrics(own.footprint, answers, own.timings)["cost.timed_answers"] == 1
 
 
 def test_probabilities_are_compared_on_as_many_questions_as_asked_for_and_tokens_on_all(
