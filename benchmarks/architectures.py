@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.report import machine
 from steps.config.onnx import ExecutionProvider
 from steps.config.schema import ROOT
-from steps.onnx_build.export import builder_command, completed_checkpoint
+from steps.onnx_build.export import builder_command
 from steps.records.errors import first_line, in_one_line
 from steps.records.onnx_recipes import Recipe
 
@@ -219,8 +219,8 @@ def save(label: str, folder: Path) -> Any:  # noqa: ANN401  transformers has no 
 
 def build(checkpoint: Path, output: Path) -> None:
     """Write the fp32 build of *checkpoint* to *output* as the flow does, but in this process, which has it imported."""
-    source, cache = completed_checkpoint(checkpoint, output.parent / "source"), output.parent / "cache"
-    command = builder_command(source, output, cache, Recipe("fp32", "fp32"), ExecutionProvider.cpu)
+    cache = output.parent / "cache"
+    command = builder_command(checkpoint, output, cache, Recipe("fp32", "fp32"), ExecutionProvider.cpu)
     sys.argv = command[2:]
     with redirect_stdout(io.StringIO()):
         runpy.run_module(command[2], run_name="__main__", alter_sys=True)

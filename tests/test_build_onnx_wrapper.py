@@ -21,7 +21,7 @@ from steps.config.command_line import compose_config
 from steps.config.onnx import BuildOnnxWrapper
 from steps.logged_models.logged_model import logged_folder
 from steps.logged_models.process import candidate
-from steps.onnx_build.export import (
+from steps.onnx_build.source import (
     SLIDING_WINDOW,
     completed_checkpoint,
     equal_position_limits,

@@ -1,16 +1,25 @@
 """onnxruntime-genai's builder as a command that holds one matrix in fp32 at a time, where the builder itself holds all.
 
-    python -m steps.onnx_build.builder (the arguments of onnxruntime_genai.models.builder)
+    python -m steps.onnx_build.builder -i CHECKPOINT (the other arguments of onnxruntime_genai.models.builder)
 
 The builder quantises the whole graph in one pass, for which all weights become fp32: at its peak it needs three times
 a bf16 checkpoint. Its quantisers look at one matrix at a time, so a pass over a graph of a single MatMul gives the same
 bytes. This command makes one such pass for each MatMul.
+
+It reads what `completed_checkpoint` makes of the checkpoint. That is done here, not in the step: it takes transformers,
+which takes seconds to import.
 """
 
 import copy
 import runpy
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from steps.onnx_build.source import completed_checkpoint
+from steps.records.errors import StepError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -19,12 +28,23 @@ if TYPE_CHECKING:
     QuantisationPass = Callable[[Builder], ir.Model]
 
 
+REFUSED = 3
+"""The exit code for a checkpoint that cannot be completed; the last line on stderr says why."""
+
+
 def main() -> None:
-    """Do what the builder's own command does."""
+    """Do what the builder's own command does, with a completed checkpoint."""
     from onnxruntime_genai.models import builder
 
     builder.Model.to_nbits = one_by_one(builder.Model.to_nbits)
-    runpy.run_module(builder.__name__, run_name="__main__")
+    at = sys.argv.index("-i") + 1
+    with tempfile.TemporaryDirectory() as work:
+        try:
+            sys.argv[at] = str(completed_checkpoint(Path(sys.argv[at]), Path(work) / "source"))
+        except StepError as error:
+            print(error, file=sys.stderr)
+            sys.exit(REFUSED)
+        runpy.run_module(builder.__name__, run_name="__main__")
 
 
 def one_by_one(quantise: "QuantisationPass") -> "QuantisationPass":

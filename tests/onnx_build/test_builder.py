@@ -9,8 +9,11 @@ import onnx
 import pytest
 
 from benchmarks.random_phi3 import Size, make_checkpoint
+from steps.checkpoint.policy import link_files
 from steps.config.onnx import ExecutionProvider
-from steps.onnx_build.export import builder_command
+from steps.onnx_build.export import build_onnx, builder_command
+from steps.onnx_build.source import completed_checkpoint
+from steps.records.errors import StepError
 from steps.records.onnx_recipes import Recipe
 from tests.conftest import TINY
 
@@ -19,9 +22,11 @@ THEIRS = "onnxruntime_genai.models.builder"
 
 def build(checkpoint: Path, folder: Path, recipe: Recipe, module: str | None = None) -> float:
     """Build *checkpoint* in *folder* by our command, or by *module*; return the builder's peak memory in bytes."""
+    folder.mkdir()
+    if module is not None:
+        checkpoint = completed_checkpoint(checkpoint, folder / "source")
     command = builder_command(checkpoint, folder, folder / "cache", recipe, ExecutionProvider.cpu)
     command[2] = module or command[2]
-    folder.mkdir()
     program = f"import resource, subprocess; subprocess.run({command!r}, check=True); "
     program += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
@@ -52,6 +57,21 @@ def test_the_model_is_the_one_that_the_builder_itself_writes(tmp_path: Path, rec
     build(TINY, tmp_path / "ours", recipe)
     build(TINY, tmp_path / "theirs", recipe, THEIRS)
     assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_cannot_be_followed_is_refused_in_one_line_of_our_own(tmp_path: Path) -> None:
+    link_files(TINY, tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "tokenizer.json").unlink()
+    with pytest.raises(StepError, match=r"^\S+/checkpoint holds no tokenizer\.json") as refused:
+        build_onnx(
+            tmp_path / "checkpoint",
+            tmp_path / "onnx",
+            Recipe("fp32", "fp32"),
+            ExecutionProvider.cpu,
+            tmp_path / "builder.log",
+        )
+    assert len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.slow
