@@ -83,12 +83,3 @@ def test_the_champion_answers_over_http_what_it_answered_in_its_step(real: Real,
         question = [{"role": "user", "content": before["question"]}]
         said = server.post({"model": "smollm2", "messages": question}).json()["choices"][0]["message"]["content"]
     assert said == before["answer"]
-
-
-def test_plain_int4_is_refused_by_the_gates_with_what_to_try_instead(real: Real) -> None:
-    done = run("python", "-m", "steps.main", *real.given, "onnx=int4_cpu", *FEW, MLFLOW_TRACKING_URI=real.store)
-    assert done.returncode == 1, done.stdout + done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("evaluate: ")]
-    assert "onnx.fidelity.perplexity_ratio" in line
-    assert "onnx=auto" in line
-    assert len(MlflowClient(real.store).search_model_versions("name='smollm2'")) == 2, "one for each wrapper, as before"
