@@ -99,9 +99,12 @@ def register_versions(runs: dict[str, Run], evaluate: Run, config: Config) -> di
         refuse_new_signature(name, champion, folders[BUILD])
         versions = {}
         for candidate, built in runs.items():
-            card = model_card(name, tags[candidate], scores_of(evaluate, gates, candidate), config.question)
-            versions[candidate] = version_of(name, built, tags[candidate], card)
+            versions[candidate] = version_of(name, built, tags[candidate])
         for candidate, version in versions.items():
+            if not version.description:  # else it has the card of the evaluation that its tags name
+                scores = scores_of(evaluate, gates, candidate)
+                card = model_card(name, str(version.version), tags[candidate], scores, config.question)
+                MlflowClient().update_model_version(name, str(version.version), card)
             complete_version(candidate, version, folders[candidate], evaluate, config)
         settle(name)
         challenge(name, str(versions[BUILD].version))

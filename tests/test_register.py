@@ -55,6 +55,7 @@ def test_each_candidate_is_a_version_with_tags_a_card_and_its_run(store: str, pi
     version = client.get_model_version("echo", "2")
     assert version.run_id == onnx.info.run_id
     assert version.description.startswith("# echo: onnx")
+    assert 'load_model("models:/echo/2")' in version.description
     assert version.tags["model.sha256"] == onnx.data.tags["model.sha256"]
     assert version.tags["gates.sha256"] == evaluate.data.tags[GATES_DIGEST]
     stated = {key: version.tags[key] for key in ("wrapper", "model.location", "model.revision", "model.licence")}

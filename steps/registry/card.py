@@ -24,21 +24,23 @@ class Scores:
     task: str
 
 
-def model_card(name: str, tags: Mapping[str, str], scores: Scores, question: str) -> str:
-    """Return the card of the version of *name* that *tags* describe, with *question* as its example.
+def model_card(name: str, number: str, tags: Mapping[str, str], scores: Scores, question: str) -> str:
+    """Return the card of version *number* of *name*, which *tags* describe, with *question* as its example.
 
     At most LONGEST characters: if it is longer, the last rows of the scores are left out.
     """
     rows = scores.table.strip().split("\n")
-    card = _render(name, tags, scores, rows, question)
+    card = _render(name, number, tags, scores, rows, question)
     for kept in range(len(rows) - 1, 1, -1):
         if len(card) <= LONGEST:
             break
-        card = _render(name, tags, scores, [*rows[:kept], "", "The other figures are in that report."], question)
+        card = _render(
+            name, number, tags, scores, [*rows[:kept], "", "The other figures are in that report."], question
+        )
     return card[:LONGEST]
 
 
-def _render(name: str, tags: Mapping[str, str], scores: Scores, rows: Sequence[str], question: str) -> str:
+def _render(name: str, number: str, tags: Mapping[str, str], scores: Scores, rows: Sequence[str], question: str) -> str:
     request = example_request(tags, question)
     body = (
         {"dataframe_split": {"columns": ["prompt"], "data": [[request["prompt"]]]}} if "prompt" in request else request
@@ -47,6 +49,7 @@ def _render(name: str, tags: Mapping[str, str], scores: Scores, rows: Sequence[s
         TEMPLATE,
         escape=False,  # Markdown, which MLflow's UI sanitises
         name=name,
+        number=number,
         wrapper=tags["wrapper"],
         tags=tags,
         weights=_weights(tags),

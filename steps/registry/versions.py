@@ -107,11 +107,11 @@ def refuse_new_signature(name: str, champion: ModelVersion | None, folder: Path)
         raise StepError(msg)
 
 
-def version_of(name: str, built: Run, tags: dict[str, str], card: str) -> ModelVersion:
+def version_of(name: str, built: Run, tags: dict[str, str]) -> ModelVersion:
     """Return the version of *name* with the content that *built* logged: an existing one, or a new one.
 
-    An existing version counts only if it is READY and its files are unchanged. A new one is created with *tags* and
-    *card* in one call. Raises StepError for a name that MLflow uses for prompts.
+    An existing version counts only if it is READY and its files are unchanged. A new one is created with *tags*
+    in one call. Raises StepError for a name that MLflow uses for prompts.
     """
     client = MlflowClient()
     try:
@@ -127,7 +127,7 @@ def version_of(name: str, built: Run, tags: dict[str, str], card: str) -> ModelV
             return version
     uri = outputs(built)["model_uri"]
     model_id = uri.removeprefix("models:/")
-    return client.create_model_version(name, uri, built.info.run_id, tags, description=card, model_id=model_id)
+    return client.create_model_version(name, uri, built.info.run_id, tags, model_id=model_id)
 
 
 def version_at(uri: str, key: str) -> ModelVersion:

@@ -28,7 +28,7 @@ SCORES = Scores(
 
 
 def text(tags: dict[str, str], card: str | None = None, question: str = "What's up?") -> str:
-    card = model_card("echo", tags, SCORES, question) if card is None else card
+    card = model_card("echo", "3", tags, SCORES, question) if card is None else card
     return readme("echo", "3", tags, card, question, ["LICENSE", "signature/echo-3.sig"])
 
 

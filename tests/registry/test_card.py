@@ -34,7 +34,7 @@ SCORES = Scores(
 
 
 def card(tags: dict[str, str], scores: Scores = SCORES, question: str = "What's up?") -> str:
-    return model_card("echo", tags, scores, question)
+    return model_card("echo", "3", tags, scores, question)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,8 @@ def test_it_says_whether_the_code_was_committed(dirty: str, text: str) -> None:
 
 
 def test_its_example_is_one_that_the_version_takes_and_a_shell_understands() -> None:
+    assert 'load_model("models:/echo/3")' in card(ONNX)
+    assert "mlflow models serve -m models:/echo/3 --env-manager uv" in card(ONNX)
     assert """model.predict({"messages": [{"role": "user", "content": "What's up?"}]})""" in card(ONNX)
     assert """-d '{"messages": [{"role": "user", "content": "What'"'"'s up?"}]}'""" in card(ONNX)
     prompt = card(ONNX | {"onnx.interface": "prompt"})
