@@ -31,7 +31,7 @@ import gc
 import os
 import sys
 
-# To import transformers makes much, and nothing that is garbage: to look for that each 700 objects takes a seventh of
+# Importing transformers creates many objects and no garbage. Looking for it after every 700 of them takes a seventh of
 # the time.
 gc.set_threshold(10_000)
 # Before any library is imported, because each reads its switches at import.

@@ -1,6 +1,6 @@
 """onnxruntime-genai's builder as a command that holds one matrix in fp32 at a time, where the builder itself holds all.
 
-    python -m steps.onnx_build.builder -i CHECKPOINT (the other arguments of onnxruntime_genai.models.builder)
+    python -m steps.onnx_build.builder -i CHECKPOINT -c CACHE (the others of onnxruntime_genai.models.builder)
 
 The builder quantises the whole graph in one pass, for which all weights become fp32: at its peak it needs three times
 a bf16 checkpoint. Its quantisers look at one matrix at a time, so a pass over a graph of a single MatMul gives the same
@@ -13,7 +13,6 @@ which takes seconds to import.
 import copy
 import runpy
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,14 +36,14 @@ def main() -> None:
     from onnxruntime_genai.models import builder
 
     builder.Model.to_nbits = one_by_one(builder.Model.to_nbits)
-    at = sys.argv.index("-i") + 1
-    with tempfile.TemporaryDirectory() as work:
-        try:
-            sys.argv[at] = str(completed_checkpoint(Path(sys.argv[at]), Path(work) / "source"))
-        except StepError as error:
-            print(error, file=sys.stderr)
-            sys.exit(REFUSED)
-        runpy.run_module(builder.__name__, run_name="__main__")
+    checkpoint, cache = (sys.argv.index(option) + 1 for option in ("-i", "-c"))
+    try:
+        # In the cache, which the caller removes, however this process ends.
+        sys.argv[checkpoint] = str(completed_checkpoint(Path(sys.argv[checkpoint]), Path(sys.argv[cache]) / "source"))
+    except StepError as error:
+        print(error, file=sys.stderr)
+        sys.exit(REFUSED)
+    runpy.run_module(builder.__name__, run_name="__main__")
 
 
 def one_by_one(quantise: "QuantisationPass") -> "QuantisationPass":
