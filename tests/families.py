@@ -7,6 +7,9 @@ phi3_gqa  Phi-3's with two keys for four queries: a window; "▁" before every t
 """
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,6 +225,15 @@ def save_checkpoint(family: Family, folder: Path, **changes: Any) -> Path:
     model.save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\nRandom weights.\n")
     return folder
+
+
+def export_as_it_is(checkpoint: Path, work: Path) -> Path:
+    """Return the fp32 export of *checkpoint* by onnxruntime-genai's own command, which completes nothing."""
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint)]
+    command += ["-o", str(work / "onnx"), "-p", "fp32", "-e", "cpu", "-c", str(work / "cache")]
+    command += ["--extra_options", "hf_token=false", "windowed_kv_cache=false"]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    return work / "onnx"
 
 
 def logits_of(folder: Path, tokens: list[int]) -> npt.NDArray[np.float32]:

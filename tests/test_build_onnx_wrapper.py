@@ -1,9 +1,6 @@
 """The ONNX build computes what the checkpoint computes, across its sliding window, and says so when it cannot."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
@@ -32,7 +29,7 @@ from steps.records.errors import StepError
 from steps.records.tags import outputs
 from steps.wrappers.onnx.tokenizer import ChatTokenizer
 from tests.conftest import TINY, do_step
-from tests.families import logits_of
+from tests.families import export_as_it_is, logits_of
 from tests.hub_server import Hub, serving_hub
 
 WINDOW = json.loads((TINY / "config.json").read_text())["sliding_window"]
@@ -69,11 +66,7 @@ def test_logits_are_those_of_transformers_below_across_and_far_beyond_the_window
 
 @pytest.mark.slow
 def test_the_naive_export_forgets_the_window(tmp_path: Path, tokens: list[int], reference: Logits) -> None:
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(TINY), "-o", str(tmp_path / "onnx")]
-    command += ["-p", "fp32", "-e", "cpu", "-c", str(tmp_path / "cache")]
-    command += ["--extra_options", "hf_token=false", "windowed_kv_cache=false"]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    difference = np.abs(logits_of(tmp_path / "onnx", tokens) - reference).max(axis=1)
+    difference = np.abs(logits_of(export_as_it_is(TINY, tmp_path), tokens) - reference).max(axis=1)
     assert difference[:WINDOW].max() <= 1e-3
     assert difference[WINDOW + 1 :].max() > 0.1
 

@@ -21,13 +21,12 @@ from steps.build_pipeline_wrapper import log_pipeline
 from steps.config.command_line import compose_config
 from steps.config.onnx import ExecutionProvider
 from steps.logged_models.language_model import OnnxModel, TorchModel
-from steps.onnx_build import export
 from steps.onnx_build.export import build_onnx
 from steps.records.onnx_recipes import Recipe
 from steps.wrappers.onnx.detokenizer import Detokenizer
 from steps.wrappers.onnx.tokenizer import ChatTokenizer
 from tests.conftest import QUICK, run
-from tests.families import FAMILIES, WINDOW, Family, logits_of, save_checkpoint, save_tokenizer
+from tests.families import FAMILIES, WINDOW, Family, export_as_it_is, logits_of, save_checkpoint, save_tokenizer
 from tests.hub_server import environment, serving_hub
 
 FP32 = Recipe("fp32", "fp32")
@@ -134,13 +133,9 @@ def test_logits_are_those_of_transformers_at_every_position(built: Callable[[str
 
 
 @pytest.mark.slow
-def test_a_mistral_exported_as_it_is_forgets_its_window(
-    built: Callable[[str], Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistral_exported_as_it_is_forgets_its_window(built: Callable[[str], Built], tmp_path: Path) -> None:
     model = built("mistral")
-    monkeypatch.setattr(export, "SLIDING_WINDOW", {})
-    build_onnx(model.checkpoint, tmp_path / "onnx", FP32, ExecutionProvider.cpu, tmp_path / "log")
-    difference = np.abs(logits_of(tmp_path / "onnx", model.tokens) - model.logits).max(axis=1)
+    difference = np.abs(logits_of(export_as_it_is(model.checkpoint, tmp_path), model.tokens) - model.logits).max(axis=1)
     assert difference[:WINDOW].max() <= 1e-3
     assert difference[WINDOW + 1 :].max() > 0.1
 
