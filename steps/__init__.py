@@ -31,6 +31,8 @@ import gc
 import os
 import sys
 
+USUAL_THRESHOLD = gc.get_threshold()
+"""For a process whose garbage holds weights: after its imports, it has to collect as usual."""
 # Importing transformers creates many objects and no garbage. Looking for it after every 700 of them takes a seventh of
 # the time.
 gc.set_threshold(10_000)

@@ -6,6 +6,7 @@ A process of its own, whose memory is given back. SETTINGS is JSON: `file`, `sam
 `schema.Calibration`, with `block_size` and `symmetric` of the recipe.
 """
 
+import gc
 import json
 import random
 import sys
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from steps import USUAL_THRESHOLD
 
 DOCUMENT = "<|endoftext|>"
 """How a document begins; without it in the vocabulary, BOS."""
@@ -31,6 +34,7 @@ Texts = list[list[int]]
 
 def main(checkpoint: Path, folder: Path, settings: dict[str, Any]) -> None:
     """Write *folder*: linear layers in 4 bits in the layout of GPTQ, embedding and head as they were."""
+    gc.set_threshold(*USUAL_THRESHOLD)
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     # A CPU without bf16 computes it many times slower than fp32.

@@ -11,12 +11,14 @@ which takes seconds to import.
 """
 
 import copy
+import gc
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steps import USUAL_THRESHOLD
 from steps.onnx_build.source import completed_checkpoint
 from steps.records.errors import StepError
 
@@ -35,6 +37,8 @@ def main() -> None:
     """Do what the builder's own command does, with a completed checkpoint."""
     from onnxruntime_genai.models import builder
 
+    # The graphs are cycles, which hold their matrices until they are collected: 5 GB at Phi-3-mini's size.
+    gc.set_threshold(*USUAL_THRESHOLD)
     builder.Model.to_nbits = one_by_one(builder.Model.to_nbits)
     checkpoint, cache = (sys.argv.index(option) + 1 for option in ("-i", "-c"))
     try:
