@@ -29,7 +29,8 @@ def build(checkpoint: Path, folder: Path, recipe: Recipe, module: str | None = N
     command[2] = module or command[2]
     program = f"import resource, subprocess; subprocess.run({command!r}, check=True); "
     program += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    # One thread: each has memory of its own.
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment)
     return float(done.stdout.split()[-1]) * 1024
 
@@ -82,4 +83,4 @@ def test_the_weights_are_never_all_in_memory_as_fp32(tmp_path: Path) -> None:
     theirs = build(tmp_path / "checkpoint", tmp_path / "theirs", recipe, THEIRS)
     ours = build(tmp_path / "checkpoint", tmp_path / "ours", recipe)
     fp32 = 4 * size.parameters
-    assert ours < theirs - 0.55 * fp32
+    assert ours < theirs - 0.7 * fp32
