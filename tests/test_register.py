@@ -275,3 +275,5 @@ def test_a_kill_between_the_candidates_leaves_no_alias_and_can_be_completed(
     do_step("register", config(evaluate))
     assert versions() == ["1", "2"]
     assert aliases() == {"challenger": "2", "champion": "2", "previous": None}
+    for number in versions():
+        assert f'load_model("models:/echo/{number}")' in MlflowClient().get_model_version("echo", number).description
